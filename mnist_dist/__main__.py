@@ -1,0 +1,6 @@
+"""`python -m mnist_dist`: what torchrun and `accelerate launch` start."""
+
+from mnist_dist.cli import main
+
+if __name__ == "__main__":  # a spawned decoding process imports this module again
+    main()

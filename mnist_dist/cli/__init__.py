@@ -1,0 +1,52 @@
+"""The commands: parse, call, print. The only place that turns an error into an exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+
+from mnist_dist.errors import MnistDistError, StorageError
+
+
+def main() -> None:
+    """Run the command line and exit with the code that the contract gives the outcome."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+    code = _run()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        os._exit(code)  # gloo's threads sometimes abort a process that ends in the usual way
+    sys.exit(code)
+
+
+def _run() -> int:
+    from mnist_dist.cli.app import app
+
+    try:
+        app()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+    except MnistDistError as error:
+        _complain(error)
+        return error.exit_code
+    except BrokenPipeError:  # the reader of `mnist-dist ... | head` has gone
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        if error.filename is None or error.strerror is None:
+            raise
+        _complain(StorageError(f"{error.filename}: {error.strerror}."))
+        return StorageError.exit_code
+    return 0
+
+
+def _complain(error: MnistDistError) -> None:
+    print(f"error: {error}", file=sys.stderr)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)  # it may be delivered twice
+    raise SystemExit(128 + number)

@@ -1,0 +1,36 @@
+"""The tree of commands. Each imports what it needs when it is called, so that `--help` stays quick."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from mnist_dist.cli import configs, data, results, training
+
+app = typer.Typer(
+    name="mnist-dist",
+    help="Train an image classifier from a folder of pictures, on one CPU or many GPUs, with the same result.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("train")(training.train)
+app.command("evaluate")(results.evaluate)
+app.command("predict")(results.predict)
+app.command("show")(results.show)
+app.command("monitor")(results.monitor)
+app.add_typer(data.app, name="data")
+app.add_typer(configs.app, name="config")
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    """Handle options that stand before any command."""
+    if version:
+        from mnist_dist import __version__
+
+        typer.echo(f"mnist-dist {__version__}")
+        raise typer.Exit

@@ -1,0 +1,51 @@
+"""From a user's command to the group of processes that does its work."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from mnist_dist.errors import ConfigError
+from mnist_dist.launch.hardware import visible_gpus
+from mnist_dist.launch.local import run_local
+from mnist_dist.launch.worker import Worker, worker_of
+
+
+def this_worker(processes: int | None) -> Worker | None:
+    """Tell whether this process is a worker.
+
+    Args:
+        processes: What `--processes` says.
+
+    Raises:
+        ConfigError: It is a worker of a group of another size.
+    """
+    worker = worker_of(os.environ)
+    if worker is not None and processes not in (None, worker.ranks):
+        raise ConfigError(
+            f"--processes is {processes}, but this process was started as one of {worker.ranks}: "
+            f"leave the number to the launcher that started it."
+        )
+    return worker
+
+
+def choose_ranks(processes: int | None, device: str) -> int:
+    """Decide how many processes to start: as many as asked for, else one for each visible GPU, else one."""
+    if processes is not None:
+        return processes
+    return 1 if device in ("cpu", "mps") else max(1, visible_gpus())
+
+
+def run_group(
+    *,
+    ranks: int,
+    log: Callable[[int], Path],
+    threads: int | None = None,
+    extra: tuple[str, ...] = (),
+    meanwhile: Callable[[], None] = lambda: None,
+) -> int:
+    """Run this very command line, with `extra` options, as a group of workers; see `run_local`."""
+    command = [sys.executable, "-m", "mnist_dist", *sys.argv[1:], *extra]
+    return run_local(command, ranks=ranks, log=log, threads=threads, meanwhile=meanwhile)

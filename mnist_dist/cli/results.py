@@ -1,0 +1,248 @@
+"""`evaluate`, `predict`, `show` and `monitor`: what a trained run is good for."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from mnist_dist.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from mnist_dist.reports import Evaluation
+
+Run = Annotated[Path, typer.Argument(help="A folder that `train` made.")]
+Which = Annotated[str | None, typer.Option("--checkpoint", help="best, last or a step.", show_default="last")]
+Data = Annotated[
+    str | None, typer.Option(help="Another data folder with the same classes.", show_default="the run's own")
+]
+Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="Where to compute.")]
+
+
+def evaluate(
+    run: Run,
+    data: Data = None,
+    checkpoint: Which = None,
+    split: Annotated[Literal["test", "validation", "train"], typer.Option(help="Which pictures.")] = "test",
+    processes: Annotated[int, typer.Option("--processes", "-n", min=1, help="Processes to start.")] = 1,
+    device: Device = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Evaluate a run exactly: loss, accuracy and a table of classes."""
+    import tempfile
+
+    from mnist_dist.cli.processes import run_group, this_worker
+
+    worker = this_worker(None if processes == 1 else processes)
+    if worker is None and processes > 1:
+        with tempfile.TemporaryDirectory(prefix="mnist-dist-") as logs:
+            raise typer.Exit(run_group(ranks=processes, log=lambda rank: Path(logs) / f"rank-{rank}.log"))
+
+    from rich.console import Console
+
+    from mnist_dist.runtime import start
+    from mnist_dist.trained import open_data, open_trained
+
+    with start(device=device, precision="auto", threads=None) as runtime:
+        trained = open_trained(run, checkpoint, runtime)
+        dataset = open_data(trained, data, lambda line: typer.echo(line, err=True))
+        if split not in dataset.splits:
+            raise ConfigError(f"{dataset.root} has no {split} pictures: use --split {' or '.join(dataset.splits)}.")
+        evaluation = trained.evaluate(dataset, dataset.splits[split])
+        if runtime.rank > 0:
+            return
+    step = int(trained.checkpoint.name.removeprefix("step-"))
+    if as_json:
+        typer.echo(json.dumps(_record(evaluation, trained.classes, step)))
+        return
+    console = Console()
+    console.print(_class_table(evaluation, trained.classes))
+    console.print(
+        f"{split} accuracy {evaluation.accuracy:.2%}, loss {evaluation.loss:.4f}, step {step} "
+        f"(evaluated {evaluation.images}/{len(dataset.splits[split])})",
+        highlight=False,
+    )
+
+
+def predict(
+    run: Run,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Picture files, or folders of them.")],
+    checkpoint: Which = None,
+    device: Device = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    csv_file: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write a CSV file.")] = None,
+    grid: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw the pictures with their labels.")] = None,
+) -> None:
+    """Label pictures, each with its probability."""
+    from mnist_dist.observe.figures import Sample, sample_grid
+    from mnist_dist.runtime import start
+    from mnist_dist.trained import open_trained, read_pictures
+
+    with start(device=device, precision="fp32", threads=None) as runtime:
+        trained = open_trained(run, checkpoint, runtime)
+        data = trained.config.data
+        files, pixels = read_pictures(images, image_size=data.image_size, channels=data.channels)
+        probabilities = trained.predict(pixels)
+    labels = [trained.classes[index] for index in probabilities.argmax(axis=1)]
+    best = probabilities.max(axis=1)
+    rows = [(str(file), label, round(float(p), 4)) for file, label, p in zip(files, labels, best, strict=True)]
+    if csv_file is not None:
+        with csv_file.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("file", "label", "probability"), *rows])
+    if grid is not None:
+        samples = [
+            Sample(pixels=picture, predicted=label, true=None, note=f"{p:.1%}")
+            for picture, (_, label, p) in zip(pixels, rows, strict=True)
+        ]
+        _save_picture(sample_grid(samples), grid)
+    if as_json:
+        typer.echo(json.dumps([dict(zip(("file", "label", "probability"), row, strict=True)) for row in rows]))
+        return
+    width = max(len(label) for label in labels)
+    for name, label, probability in rows:
+        typer.echo(f"{label:<{width}}  {probability:7.2%}  {name}")
+
+
+def show(
+    run: Run,
+    data: Data = None,
+    checkpoint: Which = None,
+    count: Annotated[int, typer.Option("--count", "-c", min=1, help="How many pictures.")] = 16,
+    mistakes: Annotated[bool, typer.Option("--mistakes", help="The worst mistakes, by loss.")] = False,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Draw the same pictures again.", show_default="random")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.png", help="Where to draw them.", show_default="RUN/predictions.png"),
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Show random test pictures with their predicted and true labels, here and as a PNG."""
+    import secrets
+
+    import numpy as np
+    from rich.console import Console
+
+    from mnist_dist.keyed import Purpose, keyed_permutation
+    from mnist_dist.observe.figures import sample_grid, samples_of
+    from mnist_dist.observe.terminal import print_samples
+    from mnist_dist.runtime import start
+    from mnist_dist.trained import open_data, open_trained
+
+    with start(device=device, precision="auto", threads=None) as runtime:
+        trained = open_trained(run, checkpoint, runtime)
+        dataset = open_data(trained, data, lambda line: typer.echo(line, err=True))
+        evaluation = trained.evaluate(dataset, dataset.test)
+    if mistakes:
+        wrong = np.flatnonzero(evaluation.predicted != evaluation.labels)
+        chosen = wrong[np.argsort(-evaluation.losses[wrong], kind="stable")][:count]
+    else:
+        key = secrets.randbits(32) if seed is None else seed
+        chosen = keyed_permutation(Purpose.SAMPLE, len(dataset.test), key)[:count]
+    console = Console()
+    summary = f"{evaluation.correct:,} of {evaluation.images:,} test pictures are right ({evaluation.accuracy:.2%})"
+    if not len(chosen):
+        console.print(f"No mistakes: {summary}", highlight=False)
+        return
+    samples = samples_of(dataset, dataset.test, evaluation, chosen)
+    print_samples(console, samples)
+    if mistakes:
+        for image, sample in zip(chosen, samples, strict=True):
+            file = dataset.test.file(image)
+            console.print(f"{sample.true} taken for {sample.predicted}: {file}", highlight=False, soft_wrap=True)
+    path = output or run / "predictions.png"
+    _save_picture(sample_grid(samples), path)
+    console.print(f"{summary}; drawn in {path}", highlight=False, soft_wrap=True)
+
+
+def monitor(
+    runs: Annotated[Path, typer.Argument(metavar="[RUNS]", help="A run, or a folder of runs.")] = Path("runs"),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The next free one is taken if it is in use.")] = 6006,
+) -> None:
+    """Show runs in TensorBoard, on this machine alone."""
+    import socket
+    import subprocess
+    import sys
+
+    if not runs.is_dir():
+        raise ConfigError(f"There is no folder {runs}: name a run, or train one first.")
+    for candidate in range(port, min(port + 100, 65536)):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", candidate))
+            except OSError:
+                continue
+            port = probe.getsockname()[1]
+            break
+    else:
+        raise ConfigError(f"No port from {port} on is free on 127.0.0.1: choose another --port.")
+    typer.echo(f"TensorBoard over {runs}: http://127.0.0.1:{port}/  (Ctrl-C ends it)")
+    options = ["--logdir", str(runs), "--host", "127.0.0.1", "--port", str(port)]
+    server = subprocess.Popen([sys.executable, "-m", "tensorboard.main", *options, "--reload_interval", "5"])
+    try:
+        raise typer.Exit(server.wait())
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _save_picture(picture: object, path: Path) -> None:
+    from PIL import Image
+
+    assert isinstance(picture, Image.Image)
+    try:
+        picture.save(path)
+    except ValueError:
+        raise ConfigError(f"{path} has no ending that names a picture format: use {path}.png.") from None
+
+
+def _record(evaluation: Evaluation, classes: tuple[str, ...], step: int) -> dict[str, object]:
+    rows = _per_class(evaluation, classes)
+    return {
+        "split": evaluation.split,
+        "step": step,
+        "images": evaluation.images,
+        "loss": evaluation.loss,
+        "accuracy": evaluation.accuracy,
+        "correct": evaluation.correct,
+        "classes": {name: {"images": n, "correct": c, "precision": p, "recall": r} for name, n, c, p, r, _ in rows},
+    }
+
+
+def _per_class(
+    evaluation: Evaluation, classes: tuple[str, ...]
+) -> list[tuple[str, int, int, float | None, float | None, str]]:
+    """List name, images, correct, precision, recall and what it is most often taken for, class by class."""
+    confusion = evaluation.confusion(len(classes))
+    rows = []
+    for label, name in enumerate(classes):
+        images, predicted, correct = (
+            int(n) for n in (confusion[label].sum(), confusion[:, label].sum(), confusion[label, label])
+        )
+        others = confusion[label].copy()
+        others[label] = 0
+        worst = f"{classes[int(others.argmax())]} ({int(others.max())})" if others.any() else "-"
+        precision, recall = correct / predicted if predicted else None, correct / images if images else None
+        rows.append((name, images, correct, precision, recall, worst))
+    return rows
+
+
+def _class_table(evaluation: Evaluation, classes: tuple[str, ...]) -> Table:
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("class")
+    for title in ("images", "correct", "precision", "recall"):
+        table.add_column(title, justify="right")
+    table.add_column("most taken for")
+    for name, images, correct, precision, recall, worst in _per_class(evaluation, classes):
+        shares = (f"{share:.2%}" if share is not None else "-" for share in (precision, recall))
+        table.add_row(name, f"{images:,}", f"{correct:,}", *shares, worst)
+    return table

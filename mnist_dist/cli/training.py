@@ -1,0 +1,137 @@
+"""`train`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from mnist_dist.config import Resolved, Setting
+
+QUICK = "quick"
+
+
+def train(
+    config: Annotated[
+        str | None, typer.Option(help="A preset (`config list`) or a YAML file.", show_default="its defaults")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder with train/CLASS/* and test/CLASS/*.",
+            show_default="Dataset; embedded digits if there is none",
+        ),
+    ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(help="New folder for all that the run writes.", show_default="runs/CONFIG-TIME"),
+    ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option("--processes", "-n", min=1, help="Processes to start.", show_default="one a GPU, or 1"),
+    ] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda", "mps"] | None, typer.Option(help="train.device.")] = None,
+    precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"] | None, typer.Option(help="train.precision.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="train.epochs.")] = None,
+    seed: Annotated[int | None, typer.Option(help="train.seed.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any config key; repeatable.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and stop.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as JSON; all else goes to standard error.")
+    ] = False,
+) -> None:
+    """Train, evaluating and saving at the end of each epoch."""
+    from mnist_dist.cli.processes import choose_ranks, run_group, this_worker
+    from mnist_dist.config import load, parse_setting
+    from mnist_dist.folder import RunFolder, default_run_folder
+
+    worker = this_worker(processes)
+    flags = {
+        "data.root": ("--data", data),
+        "train.device": ("--device", device),
+        "train.precision": ("--precision", precision),
+        "train.epochs": ("--epochs", epochs),
+        "train.seed": ("--seed", seed),
+    }
+    settings = [*map(parse_setting, set_ or ()), *_given(flags)]
+    embedded = config is None and not any(s.key == "data.root" for s in settings) and not Path("Dataset").is_dir()
+    source = QUICK if embedded else config
+    resolved = load(source, tuple(settings))
+    if worker is not None:
+        _work(resolved, run, as_json=as_json)
+        return
+
+    if embedded:
+        typer.echo(
+            "There is no folder Dataset here: training on the embedded digits (1,797 real 8x8 ones, preset quick).",
+            err=as_json,
+        )
+    ranks = choose_ranks(processes, resolved.config.train.device)
+    resolved.config.train.split_batch(ranks)
+    folder = RunFolder(run or default_run_folder(Path(source).stem if source else "train"))
+    folder.check_new()
+    if dry_run:
+        _print_dry_run(resolved, ranks, folder.path)
+        return
+    code = run_group(
+        ranks=ranks,
+        log=folder.log,
+        threads=resolved.config.train.threads,
+        extra=() if run else ("--run", str(folder.path)),
+        meanwhile=lambda: _open_data(resolved, err=as_json),  # the ranks import torch at the same time
+    )
+    raise typer.Exit(code)
+
+
+def _given(flags: Mapping[str, tuple[str, object]]) -> list[Setting]:
+    from mnist_dist.config import Setting
+
+    return [Setting(key=key, value=value, origin=flag) for key, (flag, value) in flags.items() if value is not None]
+
+
+def _work(resolved: Resolved, run: Path | None, *, as_json: bool) -> None:
+    """Train as one rank of a group; rank 0 prints."""
+    from rich.console import Console
+
+    from mnist_dist.run import train
+
+    result = train(resolved, run=run, console=Console(stderr=as_json))
+    if as_json and int(os.environ.get("RANK", "0")) == 0:
+        typer.echo(json.dumps(result.to_json()))
+
+
+def _open_data(resolved: Resolved, *, err: bool) -> None:
+    """Decode the pictures where that was not done yet, and find what is wrong with them or their number."""
+    from mnist_dist.data import Sampler, open_dataset
+
+    options = resolved.config.train
+    dataset = open_dataset(resolved.config.data, seed=options.seed, announce=lambda line: typer.echo(line, err=err))
+    Sampler(images=len(dataset.train), global_batch=options.global_batch, seed=options.seed)
+
+
+def _print_dry_run(resolved: Resolved, ranks: int, run: Path) -> None:
+    """Print the processes, the pieces of a batch and the resolved config; nothing is written."""
+    from mnist_dist.config import EMBEDDED_DIGITS
+    from mnist_dist.data.sources import embedded_digits, scan
+
+    options, data = resolved.config.train, resolved.config.data
+    if data.root == EMBEDDED_DIGITS:
+        counts = {name: len(labels) for name, (_, labels) in embedded_digits(data.image_size).items()}
+    else:
+        counts = {name: len(pictures.files) for name, pictures in scan(Path(data.root)).splits.items()}
+    training = counts["train"] - round(counts["train"] * data.validation_fraction)
+    micro_batch, accumulation = options.split_batch(ranks)
+    typer.echo(f"would start {ranks} x  {sys.executable} -m mnist_dist {' '.join(sys.argv[1:])}")
+    typer.echo(f"run folder     {run}")
+    typer.echo(f"pictures       {', '.join(f'{count:,} {name}' for name, count in counts.items())}")
+    typer.echo(f"global batch   {options.global_batch} = {micro_batch} x {accumulation} x {ranks}")
+    typer.echo(f"steps          {options.total_steps(training):,}")
+    typer.echo(f"\n{resolved.to_yaml()}", nl=False)

@@ -1,0 +1,228 @@
+"""The validated experiment: its keys, with their defaults, ranges and meanings."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from mnist_dist.errors import ConfigError
+
+EMBEDDED_DIGITS = "embedded:digits"
+"""The `data.root` that stands for the 1,797 handwritten digits inside the package."""
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+
+
+class Section(BaseModel):
+    """A part of the config: frozen, and without unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Augmentation(Section):
+    """Random changes to each training picture; all off by default."""
+
+    rotation_degrees: float = Field(0.0, ge=0, le=180)
+    """Rotate by up to this angle either way."""
+    shift_pixels: float = Field(0.0, ge=0)
+    """Move by up to this many pixels along each axis."""
+    scale: float = Field(0.0, ge=0, lt=1)
+    """Enlarge or shrink by up to this share: 0.1 gives factors from 0.9 to 1.1."""
+
+    @property
+    def active(self) -> bool:
+        """Whether any picture would be changed."""
+        return bool(self.rotation_degrees or self.shift_pixels or self.scale)
+
+
+class Data(Section):
+    """Where the pictures are and what a network gets to see of them."""
+
+    root: str = "Dataset"
+    """Folder with `train/<class>/*` and `test/<class>/*`, or `embedded:digits`."""
+    image_size: int = Field(28, ge=8, le=1024)
+    """Height and width that every picture is resized to."""
+    channels: Literal[1, 3] = 1
+    """1 for grayscale, 3 for colour."""
+    validation_fraction: float = Field(0.0, ge=0, le=0.9)
+    """Share of each class's training pictures to hold out, where there is no `val` folder."""
+    mean: tuple[float, ...] | None = None
+    """Mean of each channel, for pixels in [0, 1]; null measures it on the training pictures."""
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    """Standard deviation of each channel, likewise."""
+    augment: Augmentation = Augmentation()
+
+    @model_validator(mode="after")
+    def _one_figure_per_channel(self) -> Data:
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std must be given together")
+        for name, figures in (("mean", self.mean), ("std", self.std)):
+            if figures is not None and len(figures) != self.channels:
+                raise ValueError(f"{name} needs one figure per channel, {self.channels} in all")
+        return self
+
+
+class Model(Section):
+    """The network."""
+
+    name: Literal["small_cnn", "large_cnn"] = "small_cnn"
+    """`small_cnn`: two 5x5 convolutions, 22,000 weights. `large_cnn`: two 3x3 convolutions, 1.2 million."""
+    dropout: float = Field(0.5, ge=0, lt=1)
+    """Share of activations that training sets to zero."""
+
+
+class Sgd(Section):
+    """Stochastic gradient descent."""
+
+    name: Literal["sgd"] = "sgd"
+    learning_rate: float = Field(0.02, gt=0)
+    """Peak learning rate; `schedule` says how it changes."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = False
+    weight_decay: float = Field(0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> Sgd:
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum above 0")
+        return self
+
+
+class Adam(Section):
+    """Adam (Kingma & Ba, 2015)."""
+
+    name: Literal["adam"] = "adam"
+    learning_rate: float = Field(0.001, gt=0)
+    """Peak learning rate; `schedule` says how it changes."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.999, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay (Loshchilov & Hutter, 2019)."""
+
+    name: Literal["adamw"] = "adamw"  # type: ignore[assignment]
+    weight_decay: float = Field(0.01, ge=0)
+
+
+class Schedule(Section):
+    """What every schedule has: a linear warm-up from 0."""
+
+    warmup_fraction: float = Field(0.0, ge=0, lt=1)
+    """Share of all steps over which the learning rate rises to its peak."""
+
+
+class Constant(Schedule):
+    """The peak, to the end."""
+
+    name: Literal["constant"] = "constant"
+
+
+class Step(Schedule):
+    """The peak, multiplied by `factor` after every `every_epochs` epochs."""
+
+    name: Literal["step"] = "step"
+    every_epochs: float = Field(1.0, gt=0)
+    factor: float = Field(0.7, gt=0, le=1)
+
+
+class Cosine(Schedule):
+    """Half a cosine from the peak to `final_fraction` of it."""
+
+    name: Literal["cosine"] = "cosine"
+    final_fraction: float = Field(0.0, ge=0, le=1)
+
+
+class OneCycle(Schedule):
+    """A cosine up from `start_fraction` of the peak, then a cosine down (Smith & Topin, 2018)."""
+
+    name: Literal["one_cycle"] = "one_cycle"
+    warmup_fraction: float = Field(0.3, gt=0, lt=1)
+    start_fraction: float = Field(0.04, ge=0, le=1)
+    final_fraction: float = Field(0.0, ge=0, le=1)
+
+
+AnyOptimizer = Sgd | Adam | AdamW
+AnySchedule = Constant | Step | Cosine | OneCycle
+
+
+class Train(Section):
+    """How long, in which pieces, and with which arithmetic."""
+
+    epochs: float = Field(10, gt=0)
+    """How many times to go through the training pictures; 0.5 is half of them."""
+    max_steps: int | None = Field(None, ge=1)
+    """Stop after this many steps, if that is sooner."""
+    global_batch: int = Field(64, ge=1)
+    """Pictures in one step, over all processes."""
+    micro_batch: int | None = Field(None, ge=1)
+    """Pictures that a process handles at once; null: its whole share of the global batch."""
+    clip_norm: float | None = Field(None, gt=0)
+    """Scale gradients down to this norm where theirs is larger; null: never."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """What initial weights, order, augmentation and dropout are drawn from."""
+    device: Device = "auto"
+    precision: Precision = "auto"
+    threads: int | None = Field(None, ge=1)
+    """CPU threads of each process; null: an equal share of the CPUs."""
+    log_every: int = Field(50, ge=1)
+    """Steps between two lines of the journal."""
+
+    def split_batch(self, ranks: int) -> tuple[int, int]:
+        """Divide the global batch over processes and micro-batches.
+
+        Args:
+            ranks: Number of processes.
+
+        Returns:
+            Pictures in a micro-batch, and how many micro-batches each process accumulates in a step.
+
+        Raises:
+            ConfigError: The global batch is not a multiple of `ranks` x micro-batch.
+        """
+        unit = ranks * (self.micro_batch or 1)
+        if self.global_batch % unit:
+            whole = self.global_batch // unit * unit
+            nearest = [str(batch) for batch in (whole, whole + unit) if batch]
+            pieces = f"in micro-batches of {self.micro_batch}" if self.micro_batch else "equally"
+            processes = f"{ranks} processes" if ranks > 1 else "one process"
+            raise ConfigError(
+                f"train.global_batch is {self.global_batch}, which {processes} cannot share {pieces}: "
+                f"use {' or '.join(nearest)}."
+            )
+        micro_batch = self.micro_batch or self.global_batch // ranks
+        return micro_batch, self.global_batch // (ranks * micro_batch)
+
+    def total_steps(self, images: int) -> int:
+        """Count the run's steps over a training set of `images` pictures."""
+        steps = math.ceil(round(self.epochs * images, 6) / self.global_batch)
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
+
+class Checkpoint(Section):
+    """What is kept of the checkpoints that each epoch's end writes."""
+
+    keep: int = Field(2, ge=2)
+    """How many of the newest to keep; the best on the validation split is kept besides."""
+
+
+class Config(Section):
+    """One experiment, complete and validated."""
+
+    data: Data = Data()
+    model: Model = Model()
+    optimizer: AnyOptimizer = Field(Sgd(), discriminator="name")
+    schedule: AnySchedule = Field(Constant(), discriminator="name")
+    train: Train = Train()
+    checkpoint: Checkpoint = Checkpoint()
+
+    @model_validator(mode="after")
+    def _picture_is_large_enough(self) -> Config:
+        smallest = {"small_cnn": 16, "large_cnn": 8}[self.model.name]
+        if self.data.image_size < smallest:
+            raise ValueError(f"model {self.model.name} needs a data.image_size of at least {smallest}")
+        return self

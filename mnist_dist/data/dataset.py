@@ -1,0 +1,154 @@
+"""A data set ready for use: splits over one store, with the training set's mean and standard deviation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mnist_dist.config.schema import EMBEDDED_DIGITS, Data
+from mnist_dist.data import sources
+from mnist_dist.data.store import Announce, Store, Stored, from_arrays, in_memory, open_or_build
+from mnist_dist.errors import ConfigError, DataError
+from mnist_dist.keyed import Purpose, keyed_hash
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """Some of a store's pictures; image `i` of the split is row `rows[i]` of the store."""
+
+    name: str
+    stored: Stored = field(repr=False)
+    rows: NDArray[np.int64] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """`(N,)` class of each image of the split."""
+        return self.stored.labels[self.rows]
+
+    def file(self, image: int) -> str:
+        """Name the file of an image, relative to the data folder."""
+        return self.stored.files[int(self.rows[image])]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dataset:
+    """What a run trains and evaluates on."""
+
+    root: str
+    classes: tuple[str, ...]
+    train: Split
+    validation: Split | None
+    test: Split
+    mean: tuple[float, ...]
+    """Of each channel, for pixels in [0, 1]."""
+    std: tuple[float, ...]
+    sha256: str
+    state: str
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The splits by name, in the order train, validation (if there is one), test."""
+        splits = (self.train, self.validation, self.test)
+        return {split.name: split for split in splits if split is not None}
+
+
+def open_dataset(data: Data, *, seed: int, announce: Announce) -> Dataset:
+    """Open what `data` describes, decoding the pictures where no store of them exists yet.
+
+    Needs no torch. Any number of processes may call it at once.
+
+    Args:
+        data: The config's section.
+        seed: What the held-out validation pictures are drawn from.
+        announce: Gets lines of text about decoding.
+
+    Raises:
+        ConfigError: A validation fraction is asked for where there is a `val` folder already.
+        DataError: Folders or pictures are missing or unreadable.
+    """
+    store = _digits(data) if data.root == EMBEDDED_DIGITS else _folder(data, announce)
+    train = store.splits["train"]
+    rows, held_out = np.arange(len(train.labels)), None
+    if data.validation_fraction:
+        if "val" in store.splits:
+            raise ConfigError(
+                f"data.validation_fraction is {data.validation_fraction}, but {Path(data.root) / 'val'} exists: "
+                f"use one of the two."
+            )
+        rows, held_out = stratified_split(train.labels, data.validation_fraction, seed)
+    validation = None
+    if held_out is not None:
+        validation = Split(name="validation", stored=train, rows=held_out)
+    elif "val" in store.splits:
+        val = store.splits["val"]
+        validation = Split(name="validation", stored=val, rows=np.arange(len(val.labels)))
+    mean, std = (data.mean, data.std) if data.mean and data.std else mean_and_std(train, rows)
+    test = store.splits["test"]
+    return Dataset(
+        root=data.root,
+        classes=store.classes,
+        train=Split(name="train", stored=train, rows=rows),
+        validation=validation,
+        test=Split(name="test", stored=test, rows=np.arange(len(test.labels))),
+        mean=mean,
+        std=std,
+        sha256=store.sha256,
+        state=store.state,
+    )
+
+
+def stratified_split(
+    labels: NDArray[np.int64], fraction: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Hold out the same share of each class.
+
+    Returns:
+        Rows to train on and rows held out, both ascending.
+
+    Raises:
+        DataError: A class has too few pictures to leave one on each side.
+    """
+    order = np.lexsort((keyed_hash(Purpose.VALIDATION, seed, np.arange(len(labels))), labels))
+    held_out = np.zeros(len(labels), np.bool_)
+    for rows in np.split(order, np.flatnonzero(np.diff(labels[order])) + 1):
+        count = round(fraction * len(rows))
+        if not 0 < count < len(rows):
+            raise DataError(
+                f"data.validation_fraction {fraction} of a class with {len(rows)} training pictures leaves none "
+                f"on one side: change the fraction or add pictures."
+            )
+        held_out[rows[:count]] = True
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def mean_and_std(stored: Stored, rows: NDArray[np.int64]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Measure each channel's mean and standard deviation over some rows, for pixels in [0, 1], exactly.
+
+    Raises:
+        DataError: All pixels of a channel are the same.
+    """
+    sums, squares = np.moveaxis(stored.moments[rows].sum(axis=0, dtype=np.uint64).astype(np.float64), -1, 0)
+    pixels = len(rows) * stored.images.shape[2] * stored.images.shape[3]
+    mean = sums / pixels
+    variance = squares / pixels - mean**2
+    if (variance <= 0).any():
+        raise DataError("All training pictures are of one and the same colour: there is nothing to learn.")
+    return tuple((mean / 255).tolist()), tuple((np.sqrt(variance) / 255).tolist())
+
+
+def _folder(data: Data, announce: Announce) -> Store:
+    return open_or_build(sources.scan(Path(data.root)), data.image_size, data.channels, announce)
+
+
+def _digits(data: Data) -> Store:
+    splits = {}
+    for name, (images, labels) in sources.embedded_digits(data.image_size).items():
+        files = tuple(f"{name}/{label}/{row:04}" for row, label in enumerate(labels))
+        splits[name] = in_memory(images.repeat(data.channels, axis=1), labels, files)
+    return from_arrays(tuple("0123456789"), splits, "in memory, from the package")

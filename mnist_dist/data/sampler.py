@@ -1,0 +1,71 @@
+"""The distributed sampler: which image is at which position of the endless stream of epochs.
+
+Epoch e is a permutation that depends on the seed and e alone. Step k takes positions [kB, (k+1)B), so no batch
+is ever short, and which images are in it does not depend on the number of processes. There is nothing to save
+and nothing to skip: to resume is to ask for another step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mnist_dist.errors import ConfigError
+from mnist_dist.keyed import Purpose, keyed_permutation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampler:
+    """A training set's order."""
+
+    images: int
+    global_batch: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.global_batch > self.images:
+            raise ConfigError(
+                f"train.global_batch is {self.global_batch}, but there are only {self.images} training pictures: "
+                f"use {self.images} or less."
+            )
+
+    def batch(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Look up a step's images and the epoch that each belongs to, both `(global_batch,)`."""
+        positions = np.arange(step * self.global_batch, (step + 1) * self.global_batch)
+        epochs, places = np.divmod(positions, self.images)
+        parts = [
+            _permutation(self.images, self.seed, int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)
+        ]
+        return np.concatenate(parts), epochs
+
+    def epoch_of(self, step: int) -> int:
+        """Tell in which epoch's totals a step counts, the first being 0."""
+        return step * self.global_batch // self.images
+
+    def epoch_end(self, epoch: int) -> int:
+        """Count the steps after which an epoch is complete: its totals cover the steps up to there."""
+        return -(-(epoch + 1) * self.images // self.global_batch)
+
+
+def shares(batch: NDArray[np.int64], *, rank: int, ranks: int, micro_batch: int) -> NDArray[np.int64]:
+    """Take a rank's micro-batches of a global batch.
+
+    Args:
+        batch: `(global_batch,)`, a multiple of `ranks` x `micro_batch`.
+        rank: Whose share.
+        ranks: Number of processes.
+        micro_batch: Images in a micro-batch.
+
+    Returns:
+        `(accumulation, micro_batch)`: the rank's contiguous piece of the batch.
+    """
+    mine: NDArray[np.int64] = batch.reshape(ranks, -1, micro_batch)[rank]
+    return mine
+
+
+@lru_cache(maxsize=2)  # a step lies in one epoch or across two
+def _permutation(images: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    return keyed_permutation(Purpose.SHUFFLE, images, seed, epoch)

@@ -1,0 +1,103 @@
+"""Whole batches on their way to the network: gather, move, augment, normalise; never picture by picture."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from mnist_dist.config.schema import Augmentation
+from mnist_dist.data.dataset import Split
+from mnist_dist.keyed import Purpose, keyed_uniform
+
+
+class Normalise:
+    """Turns uint8 pixels into float32 with the training set's mean 0 and standard deviation 1."""
+
+    def __init__(self, *, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> None:
+        self._scale = torch.tensor([1 / (255 * s) for s in std], device=device).view(-1, 1, 1)
+        self._shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device).view(-1, 1, 1)
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Normalise `(B, C, H, W)` pixels in [0, 255], in place where they are float32 already."""
+        return pixels.float().mul_(self._scale).add_(self._shift)
+
+
+class Batches:
+    """Any images of one split, as normalised batches on a device."""
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        device: torch.device,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+    ) -> None:
+        self._images = torch.from_numpy(split.stored.images)  # (N, C, H, W) uint8, mapped
+        self._labels = torch.from_numpy(split.stored.labels)
+        self._rows = torch.from_numpy(split.rows)
+        self._device = device
+        self._normalise = Normalise(mean=mean, std=std, device=device)
+        self._augmentation = augmentation if augmentation and augmentation.active else None
+        self._seed = seed
+
+    def take(self, images: NDArray[np.int64], epochs: NDArray[np.int64] | None = None) -> tuple[Tensor, Tensor]:
+        """Make a batch.
+
+        Args:
+            images: `(B,)` indices into the split.
+            epochs: `(B,)` epoch of each image, from which its augmentation is drawn; None never augments.
+
+        Returns:
+            `(B, C, H, W)` float32 normalised pixels and `(B,)` int64 labels, both on the device.
+        """
+        rows = self._rows[torch.from_numpy(images)]
+        pixels = self._images.index_select(0, rows).to(self._device, non_blocking=True)  # (B, C, H, W)
+        labels = self._labels.index_select(0, rows).to(self._device, non_blocking=True)
+        if self._augmentation is not None and epochs is not None:
+            matrices = affine_matrices(
+                self._augmentation, size=pixels.shape[-1], seed=self._seed, epochs=epochs, images=images
+            )
+            pixels = warp(pixels.float(), torch.from_numpy(matrices).to(self._device))
+        return self._normalise(pixels), labels
+
+
+def affine_matrices(
+    augmentation: Augmentation, *, size: int, seed: int, epochs: NDArray[np.int64], images: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Draw each picture's rotation, shift and scale from (seed, epoch, image) alone.
+
+    Args:
+        augmentation: Ranges.
+        size: Height and width of the pictures, in pixels.
+        seed: The run's.
+        epochs: `(B,)`.
+        images: `(B,)` indices into the training split.
+
+    Returns:
+        `(B, 2, 3)` maps from places in the new picture to places in the old one, in [-1, 1] coordinates.
+    """
+    draws = keyed_uniform(Purpose.AUGMENT, seed, epochs[:, None], images[:, None], np.arange(4))  # (B, 4)
+    turn, scale, right, down = (2 * draws - 1).T
+    angle = turn * math.radians(augmentation.rotation_degrees)
+    zoom = 1 / (1 + scale * augmentation.scale)
+    cosine, sine = np.cos(angle) * zoom, np.sin(angle) * zoom
+    shift_x, shift_y = np.stack([right, down]) * (2 * augmentation.shift_pixels / size)
+    matrices = [
+        [cosine, -sine, -(cosine * shift_x - sine * shift_y)],
+        [sine, cosine, -(sine * shift_x + cosine * shift_y)],
+    ]
+    return np.moveaxis(np.array(matrices, np.float32), -1, 0)
+
+
+def warp(pixels: Tensor, matrices: Tensor) -> Tensor:
+    """Apply `(B, 2, 3)` maps to `(B, C, H, W)` pictures, bilinearly; what lies outside repeats the edge."""
+    grid = functional.affine_grid(matrices, list(pixels.shape), align_corners=False)
+    return functional.grid_sample(pixels, grid, padding_mode="border", align_corners=False)

@@ -1,0 +1,54 @@
+"""One tree of the errors that a user can cause or meet, each kind with its exit code.
+
+A message says what is wrong, where, and what to do. Anything else that is raised is a bug and exits with 1.
+"""
+
+from __future__ import annotations
+
+
+class MnistDistError(Exception):
+    """What every error of this package derives from; `exit_code` is the command's."""
+
+    exit_code = 1
+
+
+class ConfigError(MnistDistError):
+    """The command line, the config or the environment asks for what cannot be."""
+
+    exit_code = 2
+
+
+class DataError(MnistDistError):
+    """The pictures, or the folders they lie in, cannot be used."""
+
+    exit_code = 3
+
+
+class CheckpointError(MnistDistError):
+    """A checkpoint is missing, damaged, or of another model or data set."""
+
+    exit_code = 4
+
+
+class StorageError(MnistDistError):
+    """A disk is full or read-only."""
+
+    exit_code = 5
+
+
+class NonFiniteError(MnistDistError):
+    """The loss or a gradient is infinite or not a number."""
+
+    exit_code = 6
+
+
+class WorkerError(MnistDistError):
+    """A process of the group died."""
+
+    exit_code = 7
+
+
+class DeviceMemoryError(MnistDistError):
+    """The device's memory does not hold the batch."""
+
+    exit_code = 8

@@ -1,0 +1,129 @@
+"""The run folder: where everything about one run lies, and who may write there."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from mnist_dist.errors import CheckpointError, ConfigError
+from mnist_dist.reports import Result
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """The files of a run; only rank 0 writes them, but for the ranks' logs."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved config, each value with its origin."""
+        return self.path / "config.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, machine and devices."""
+        return self.path / "environment.json"
+
+    @property
+    def metrics(self) -> Path:
+        """The journal: one JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """One folder a checkpoint."""
+        return self.path / "checkpoints"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def result(self) -> Path:
+        """How the run ended."""
+        return self.path / "result.json"
+
+    def log(self, rank: int) -> Path:
+        """What a rank printed; rank 0 prints to the terminal instead."""
+        return self.path / "logs" / f"rank-{rank}.log"
+
+    def check_new(self) -> None:
+        """Make sure that nothing is here yet, but perhaps the logs of this run's own ranks.
+
+        Raises:
+            ConfigError: The folder holds a run or anything else.
+        """
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
+            raise ConfigError(f"--run {self.path} is a file: name a folder that does not exist yet.")
+        if {entry.name for entry in self.path.iterdir()} - {"logs", ".lock"}:
+            what = "holds a run already" if self.config.exists() else "is not empty"
+            raise ConfigError(f"{self.path} {what}, and a new run never writes into it: choose another --run.")
+
+    def lock(self) -> FileLock:
+        """Claim the folder for this process, until the lock is released or the process dies.
+
+        Raises:
+            ConfigError: Another process has it; the message names its host and pid.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        owner = self.path / ".lock-owner"
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            name = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
+            raise ConfigError(f"{self.path} is in use by {name}: wait for it, or choose another --run.") from None
+        owner.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        return lock
+
+    def check_run(self) -> None:
+        """Make sure that a run is here.
+
+        Raises:
+            ConfigError: There is none.
+        """
+        if not self.config.is_file():
+            raise ConfigError(f"{self.path} is not a run: it has no config.yaml. Name a folder that `train` made.")
+
+    def write_result(self, result: Result) -> None:
+        """Replace `result.json`."""
+        write_json(self.result, result.to_json())
+
+    def read_result(self) -> dict[str, Any]:
+        """Read `result.json`.
+
+        Raises:
+            CheckpointError: The run has not ended yet.
+        """
+        if not self.result.is_file():
+            raise CheckpointError(f"{self.path} has no result.json: the run has not ended.")
+        record: dict[str, Any] = json.loads(self.result.read_text(encoding="utf-8"))
+        return record
+
+
+def write_json(path: Path, record: Any) -> None:
+    """Replace a JSON file at one stroke."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def default_run_folder(name: str) -> Path:
+    """Name a new folder below `runs/` after the config and the time."""
+    stem = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    path, number = stem, 1
+    while path.exists():
+        number += 1
+        path = stem.with_name(f"{stem.name}-{number}")
+    return path

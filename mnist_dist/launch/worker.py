@@ -1,0 +1,55 @@
+"""Is this process a worker that somebody started, or a user's command that starts its own?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mnist_dist.errors import ConfigError
+
+EXPECTED_RANKS = "MNIST_DIST_WORLD_SIZE"
+"""Environment variable with which a recipe says how many processes there must be."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worker:
+    """This process's place in its group."""
+
+    rank: int
+    ranks: int
+
+
+def worker_of(environment: Mapping[str, str]) -> Worker | None:
+    """Tell a worker from a user's command.
+
+    torchrun, `accelerate launch`, Slurm recipes and our own launcher set RANK, LOCAL_RANK and WORLD_SIZE. A
+    process that `accelerate launch` started alone has no rank, but ACCELERATE_DYNAMO_MODE.
+
+    Args:
+        environment: The process's environment variables.
+
+    Returns:
+        None for a user's command, which is to start its own processes.
+
+    Raises:
+        ConfigError: The group has another size than the recipe says, or a rank is no number.
+    """
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    if all(name in environment for name in names):
+        try:
+            rank, _, ranks = (int(environment[name]) for name in names)
+        except ValueError:
+            values = " ".join(f"{name}={environment[name]}" for name in names)
+            raise ConfigError(f"The environment has {values}, which should be numbers: unset them.") from None
+        worker = Worker(rank=rank, ranks=ranks)
+    elif "ACCELERATE_DYNAMO_MODE" in environment:
+        worker = Worker(rank=0, ranks=1)
+    else:
+        return None
+    expected = environment.get(EXPECTED_RANKS, str(worker.ranks))
+    if expected != str(worker.ranks):
+        raise ConfigError(
+            f"{EXPECTED_RANKS} is {expected}, but this group has {worker.ranks} processes: the launcher did not "
+            f"start what was asked for. (`accelerate launch --cpu` starts one process; README.md has lines that work.)"
+        )
+    return worker

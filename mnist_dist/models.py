@@ -1,0 +1,64 @@
+"""The networks, by name; each fits any picture size, number of channels and number of classes."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class SmallCNN(nn.Module):
+    """Two 5x5 convolutions, two linear layers: 21,840 weights for 28x28 digits."""
+
+    def __init__(self, *, classes: int, channels: int, image_size: int, dropout: float = 0.5) -> None:
+        super().__init__()
+        side = ((image_size - 4) // 2 - 4) // 2
+        self.conv1 = nn.Conv2d(channels, 10, kernel_size=5)
+        self.conv2 = nn.Conv2d(10, 20, kernel_size=5)
+        self.conv2_drop = nn.Dropout2d(dropout)
+        self.fc1 = nn.Linear(20 * side * side, 50)
+        self.fc1_drop = nn.Dropout(dropout)
+        self.fc2 = nn.Linear(50, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Score `(B, C, H, W)` pictures as `(B, K)` logits."""
+        x = functional.relu(functional.max_pool2d(self.conv1(x), 2))  # (B, 10, 12, 12)
+        x = functional.relu(functional.max_pool2d(self.conv2_drop(self.conv2(x)), 2))  # (B, 20, 4, 4)
+        x = functional.relu(self.fc1(x.flatten(1)))  # (B, 50)
+        logits: Tensor = self.fc2(self.fc1_drop(x))  # (B, K)
+        return logits
+
+
+class LargeCNN(nn.Module):
+    """Two 3x3 convolutions, one pooling: the network of pytorch/examples, 1,199,882 weights for digits."""
+
+    def __init__(self, *, classes: int, channels: int, image_size: int, dropout: float = 0.5) -> None:
+        super().__init__()
+        side = (image_size - 4) // 2
+        self.conv1 = nn.Conv2d(channels, 32, kernel_size=3)
+        self.conv2 = nn.Conv2d(32, 64, kernel_size=3)
+        self.conv2_drop = nn.Dropout(dropout / 2)
+        self.fc1 = nn.Linear(64 * side * side, 128)
+        self.fc1_drop = nn.Dropout(dropout)
+        self.fc2 = nn.Linear(128, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Score `(B, C, H, W)` pictures as `(B, K)` logits."""
+        x = functional.relu(self.conv1(x))  # (B, 32, 26, 26)
+        x = functional.relu(self.conv2(x))  # (B, 64, 24, 24)
+        x = self.conv2_drop(functional.max_pool2d(x, 2))  # (B, 64, 12, 12)
+        x = functional.relu(self.fc1(x.flatten(1)))  # (B, 128)
+        logits: Tensor = self.fc2(self.fc1_drop(x))  # (B, K)
+        return logits
+
+
+MODELS: dict[str, type[SmallCNN | LargeCNN]] = {"small_cnn": SmallCNN, "large_cnn": LargeCNN}
+
+
+def build_model(name: str, *, classes: int, channels: int, image_size: int, dropout: float = 0.5) -> nn.Module:
+    """Build a network of `MODELS`, its weights drawn from torch's default generator."""
+    return MODELS[name](classes=classes, channels=channels, image_size=image_size, dropout=dropout)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Count a network's weights."""
+    return sum(parameter.numel() for parameter in model.parameters())

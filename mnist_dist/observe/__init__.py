@@ -1,0 +1,58 @@
+"""What watches a run: console, TensorBoard and journal. They never change it."""
+
+from __future__ import annotations
+
+from mnist_dist.reports import EpochReport, Evaluation, Plan, Result, StepReport
+
+
+class Observer:
+    """Something that watches; each method does nothing unless overridden."""
+
+    def plan(self, plan: Plan) -> None:
+        """See what is going to be done, before the first step."""
+
+    def progress(self, step: int) -> None:
+        """See that a step is done, every step: must cost next to nothing."""
+
+    def step(self, report: StepReport) -> None:
+        """See the figures since the last such report."""
+
+    def epoch(self, report: EpochReport, test: Evaluation) -> None:
+        """See a finished epoch, before its checkpoint is written."""
+
+    def result(self, result: Result) -> None:
+        """See how the run ended."""
+
+    def close(self) -> None:
+        """Write what is left and let go of the terminal and of files; safe to call twice."""
+
+
+class Observers(Observer):
+    """Several observers as one; on all ranks but the first there are none."""
+
+    def __init__(self, observers: tuple[Observer, ...] = ()) -> None:
+        self._observers = observers
+
+    def plan(self, plan: Plan) -> None:  # noqa: D102
+        for observer in self._observers:
+            observer.plan(plan)
+
+    def progress(self, step: int) -> None:  # noqa: D102
+        for observer in self._observers:
+            observer.progress(step)
+
+    def step(self, report: StepReport) -> None:  # noqa: D102
+        for observer in self._observers:
+            observer.step(report)
+
+    def epoch(self, report: EpochReport, test: Evaluation) -> None:  # noqa: D102
+        for observer in self._observers:
+            observer.epoch(report, test)
+
+    def result(self, result: Result) -> None:  # noqa: D102
+        for observer in self._observers:
+            observer.result(result)
+
+    def close(self) -> None:  # noqa: D102
+        for observer in self._observers:
+            observer.close()

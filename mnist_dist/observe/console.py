@@ -1,0 +1,248 @@
+"""What a person sees in a terminal, and the plain lines that take its place in a file or a pipe."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from mnist_dist.config import EMBEDDED_DIGITS
+from mnist_dist.observe import Observer
+from mnist_dist.reports import EpochReport, Evaluation, Plan, Result, StepReport
+
+REFRESH_SECONDS = 0.25
+PLAIN_SECONDS = 10.0
+
+
+class TrainingConsole(Observer):
+    """Plan, progress bar, a row an epoch and the result; without a terminal, plain lines."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._plan: Plan | None = None
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+        self._shown = self._started = time.monotonic()
+
+    def plan(self, plan: Plan) -> None:  # noqa: D102
+        self._plan = plan
+        facts = _facts(plan)
+        if not self._console.is_terminal:
+            for name, value in facts:
+                self._print(f"{name}: {value}")
+            return
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(style="bold")
+        grid.add_column(overflow="fold")
+        for name, value in facts:
+            grid.add_row(name, Text(value))
+        self._console.print(Panel(grid, title="Plan", title_align="left", border_style="cyan", expand=False))
+        self._console.print(_header(self._columns()))
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("step {task.completed}/{task.total}"),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            expand=True,
+            refresh_per_second=1 / REFRESH_SECONDS,
+        )
+        self._task = self._progress.add_task(_epoch(plan, 1), total=plan.total_steps, figures="")
+        self._progress.start()
+
+    def progress(self, step: int) -> None:  # noqa: D102
+        if self._progress is not None and time.monotonic() - self._shown > REFRESH_SECONDS:
+            self._shown = time.monotonic()
+            self._progress.update(self._task, completed=step)
+
+    def step(self, report: StepReport) -> None:  # noqa: D102
+        assert self._plan is not None
+        if self._progress is not None:
+            figures = f"loss {report.loss:.4f}"
+            if self._console.width >= 100:
+                figures += f"  {report.images_per_second:,.0f} images/s"
+            epoch = _epoch(self._plan, report.epoch)
+            self._progress.update(self._task, completed=report.step, description=epoch, figures=figures)
+        elif time.monotonic() - self._shown > PLAIN_SECONDS:
+            self._shown = time.monotonic()
+            done = report.step / self._plan.total_steps
+            left = (self._shown - self._started) * (1 - done) / done
+            self._print(
+                f"{_epoch(self._plan, report.epoch)}  step {report.step}/{self._plan.total_steps}  "
+                f"loss {report.loss:.4f}  {report.images_per_second:,.0f} images/s  ETA {left:.0f} s"
+            )
+
+    def epoch(self, report: EpochReport, test: Evaluation) -> None:  # noqa: D102
+        assert self._plan is not None
+        if self._progress is not None:
+            self._console.print(_row(report, self._columns()))
+            return
+        validation = (
+            f"  validation loss {report.validation_loss:.4f} accuracy {report.validation_accuracy:.2%}"
+            if report.validation_loss is not None and report.validation_accuracy is not None
+            else ""
+        )
+        self._print(
+            f"{_epoch(self._plan, report.epoch)}  step {report.step}  "
+            f"train loss {report.train_loss:.4f} accuracy {report.train_accuracy:.2%}{validation}  "
+            f"test loss {report.test_loss:.4f} accuracy {report.test_accuracy:.2%}  "
+            f"{report.images_per_second:,.0f} images/s  {report.seconds:.1f} s"
+        )
+
+    def result(self, result: Result) -> None:  # noqa: D102
+        self.close()
+        assert self._plan is not None
+        lines = [
+            f"test accuracy {result.metrics['test_accuracy']:.2%}, loss {result.metrics['test_loss']:.4f} "
+            f"(evaluated {result.evaluated})",
+        ]
+        if result.best:
+            lines.append(
+                f"best validation accuracy {result.best['validation_accuracy']:.2%} at step {result.best['step']:.0f}"
+            )
+        lines.append(f"{result.step} steps in {result.seconds:.1f} s; everything is in {result.run}")
+        commands = next_commands(result.run, data=self._plan.data)
+        if not self._console.is_terminal:
+            for line in lines:
+                self._print(line)
+            for command, purpose in commands:
+                self._print(f"next: {command}  # {purpose}")
+            return
+        grid = Table.grid(padding=(0, 2))
+        for command, purpose in commands:
+            grid.add_row(Text(purpose), Text(command, style="bold cyan", overflow="fold"))
+        text = Text("\n".join(lines))
+        text.highlight_regex(r"test accuracy [\d.]+%", "bold green")
+        self._console.print(
+            Panel(
+                Group(text, "", Text("Next"), grid),
+                title="Done",
+                title_align="left",
+                border_style="green",
+                expand=False,
+            )
+        )
+
+    def close(self) -> None:  # noqa: D102
+        if self._progress is not None:
+            self._progress.stop()
+
+    def _columns(self) -> list[str]:
+        assert self._plan is not None
+        return _columns(self._console.width, validation=bool(self._plan.validation_images))
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def next_commands(run: str, *, data: str) -> list[tuple[str, str]]:
+    """Suggest what to type after a run: commands, and what each is for."""
+    program = program_name()
+    return [
+        (f"{program} monitor {Path(run).parent}", "watch it in TensorBoard"),
+        (f"{program} predict {run} PICTURE.png", "label pictures"),
+        (f"{program} train --data FOLDER", "train on your own pictures")
+        if data.startswith(EMBEDDED_DIGITS)
+        else (f"{program} show {run}", "see predictions"),
+    ]
+
+
+def program_name() -> str:
+    """Find what to type for this program here: its name where that is on the PATH, else its path."""
+    if shutil.which("mnist-dist"):
+        return "mnist-dist"
+    script = Path(sys.executable).with_name("mnist-dist")
+    if not script.exists():
+        return "python -m mnist_dist"
+    return os.path.relpath(script) if script.is_relative_to(Path.cwd()) else str(script)
+
+
+def _facts(plan: Plan) -> list[tuple[str, str]]:
+    splits = f"{plan.train_images:,} train, {plan.test_images:,} test"
+    if plan.validation_images:
+        splits += f", {plan.validation_images:,} validation"
+    names = ", ".join(plan.classes[:10]) + (", …" if len(plan.classes) > 10 else "")
+    ranks = "1 process" if plan.ranks == 1 else f"{plan.ranks} processes"
+    threads = "1 thread" if plan.threads == 1 else f"{plan.threads} threads"
+    return [
+        ("device", f"{plan.device} ({plan.device_reason}); {ranks}, {threads} each"),
+        ("precision", f"{plan.precision} ({plan.precision_reason})"),
+        ("global batch", f"{plan.batch_arithmetic}  (micro-batch x accumulation x processes)"),
+        ("length", f"{plan.total_steps:,} steps, {plan.epochs:g} epochs"),
+        ("model", f"{plan.model}, {plan.parameters:,} weights"),
+        ("optimizer", f"{plan.optimizer}; schedule {plan.schedule}"),
+        ("data", f"{plan.data}: {splits}"),
+        ("classes", f"{len(plan.classes)}: {names}"),
+        ("store", plan.store),
+        ("run", plan.run),
+    ]
+
+
+def _epoch(plan: Plan, epoch: int) -> str:
+    return f"epoch {epoch}/{plan.epochs:g}"
+
+
+TITLES = {
+    "epoch": "epoch",
+    "step": "step",
+    "train_loss": "train loss",
+    "train_accuracy": "train acc.",
+    "validation_loss": "val. loss",
+    "validation_accuracy": "val. acc.",
+    "test_loss": "test loss",
+    "test_accuracy": "test acc.",
+    "images_per_second": "images/s",
+    "seconds": "seconds",
+    "learning_rate": "learn. rate",
+}
+FORMATS = {
+    "epoch": "d",
+    "step": "d",
+    "train_accuracy": ".2%",
+    "validation_accuracy": ".2%",
+    "test_accuracy": ".2%",
+    "images_per_second": ",.0f",
+    "seconds": ".1f",
+    "learning_rate": ".3g",
+}
+LESS_WANTED = ("learning_rate", "step", "seconds", "train_accuracy", "validation_loss", "images_per_second")
+
+
+def _columns(width: int, *, validation: bool) -> list[str]:
+    """Choose the columns that fit, leaving out the less wanted ones first."""
+    columns = [name for name in TITLES if validation or not name.startswith("validation")]
+    for name in LESS_WANTED:
+        if sum(_width(column) for column in columns) <= width:
+            break
+        if name in columns:
+            columns.remove(name)
+    return columns
+
+
+def _width(column: str) -> int:
+    return max(len(TITLES[column]), 7) + 2
+
+
+def _header(columns: list[str]) -> Text:
+    return Text("".join(TITLES[column].rjust(_width(column)) for column in columns), style="bold")
+
+
+def _row(report: EpochReport, columns: list[str]) -> Text:
+    row = Text()
+    figures = report.metrics()
+    for column in columns:
+        text = format(figures[column], FORMATS.get(column, ".4f"))
+        row.append(text.rjust(_width(column)), style="green" if column == "test_accuracy" else "")
+    return row

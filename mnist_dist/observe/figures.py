@@ -1,0 +1,94 @@
+"""Pictures of pictures: a grid of samples, each titled with its predicted and its true class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from mnist_dist.data import Dataset, Split
+from mnist_dist.reports import Evaluation
+
+TILE = 112
+TITLE = 36
+MARGIN = 8
+RIGHT, WRONG, TEXT, PAPER = "#1a7f37", "#cf222e", "#24292f", "#ffffff"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """A picture with what the network says of it."""
+
+    pixels: NDArray[np.uint8]
+    """`(C, H, W)`"""
+    predicted: str
+    true: str | None
+    """None where nobody knows."""
+    note: str = ""
+    """A third piece of the title, e.g. a probability."""
+
+    @property
+    def wrong(self) -> bool:
+        """Whether the prediction is known to be wrong."""
+        return self.true is not None and self.true != self.predicted
+
+
+def sample_grid(samples: list[Sample], *, columns: int = 8) -> Image.Image:
+    """Draw samples in a grid; wrong ones have a red frame and title."""
+    columns = min(columns, len(samples))
+    rows = -(-len(samples) // columns)
+    cell_width, cell_height = TILE + MARGIN, TILE + TITLE + MARGIN
+    sheet = Image.new("RGB", (columns * cell_width + MARGIN, rows * cell_height + MARGIN), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(size=13)
+    for index, sample in enumerate(samples):
+        row, column = divmod(index, columns)
+        left, top = MARGIN + column * cell_width, MARGIN + row * cell_height
+        colour = TEXT if sample.true is None else WRONG if sample.wrong else RIGHT
+        for line, text in enumerate(_titles(sample)):
+            pen.text((left, top + line * 17), _fit(text, font, TILE), fill=colour, font=font)
+        sheet.paste(_tile(sample.pixels), (left, top + TITLE))
+        if sample.wrong:
+            box = (left - 2, top + TITLE - 2, left + TILE + 1, top + TITLE + TILE + 1)
+            pen.rectangle(box, outline=WRONG, width=3)
+    return sheet
+
+
+def samples_of(dataset: Dataset, split: Split, evaluation: Evaluation, images: NDArray[np.int64]) -> list[Sample]:
+    """Pair some images of an evaluated split with their predicted and true class."""
+    return [
+        Sample(
+            pixels=split.stored.images[split.rows[image]],
+            predicted=dataset.classes[evaluation.predicted[image]],
+            true=dataset.classes[evaluation.labels[image]],
+        )
+        for image in images
+    ]
+
+
+def to_picture(pixels: NDArray[np.uint8]) -> Image.Image:
+    """Make `(C, H, W)` uint8 pixels a picture."""
+    return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+
+
+def _tile(pixels: NDArray[np.uint8]) -> Image.Image:
+    picture = to_picture(pixels)
+    method = Image.Resampling.NEAREST if picture.width <= TILE else Image.Resampling.BILINEAR
+    return picture.convert("RGB").resize((TILE, TILE), method)
+
+
+def _titles(sample: Sample) -> tuple[str, str]:
+    predicted = f"predicted {sample.predicted}"
+    second = f"true {sample.true}{' ✗' if sample.wrong else ''}" if sample.true is not None else sample.note
+    return predicted, second
+
+
+def _fit(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """Shorten a text to a width in pixels."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"{text}…") > width:
+        text = text[:-1]
+    return f"{text}…"

@@ -1,0 +1,30 @@
+"""The journal: metrics.jsonl, one object a line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mnist_dist.observe import Observer
+from mnist_dist.reports import EpochReport, Evaluation, StepReport
+
+
+class Journal(Observer):
+    """Appends a line with `kind` `step` or `epoch` for each report."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", buffering=1, encoding="utf-8")  # a line is there as soon as it is written
+
+    def step(self, report: StepReport) -> None:  # noqa: D102
+        self._write("step", asdict(report))
+
+    def epoch(self, report: EpochReport, test: Evaluation) -> None:  # noqa: D102
+        self._write("epoch", report.metrics())
+
+    def close(self) -> None:  # noqa: D102
+        self._file.close()
+
+    def _write(self, kind: str, record: dict[str, Any]) -> None:
+        self._file.write(json.dumps({"kind": kind, **record}) + "\n")

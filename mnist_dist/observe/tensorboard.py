@@ -1,0 +1,70 @@
+"""TensorBoard: scalars, sample predictions, hyper-parameters and the config, all in one event file."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.tensorboard.summary import hparams
+from torch.utils.tensorboard.writer import SummaryWriter
+
+from mnist_dist.config import Config
+from mnist_dist.config.resolve import flatten
+from mnist_dist.data import Dataset
+from mnist_dist.keyed import Purpose, keyed_permutation
+from mnist_dist.observe import Observer
+from mnist_dist.observe.figures import sample_grid, samples_of
+from mnist_dist.reports import EpochReport, Evaluation, Plan, Result, StepReport
+
+SAMPLES = 32
+
+
+class TensorBoard(Observer):
+    """Writes what TensorBoard shows of a run."""
+
+    def __init__(self, folder: Path, *, config: Config, config_yaml: str, dataset: Dataset) -> None:
+        self._writer = SummaryWriter(str(folder))
+        self._dataset = dataset
+        self._samples = keyed_permutation(Purpose.SAMPLE, len(dataset.test), config.train.seed)[:SAMPLES]
+        self._config = config
+        self._writer.add_text("config", f"```yaml\n{config_yaml}```")
+
+    def plan(self, plan: Plan) -> None:
+        """Open the HParams entry, and show the plan as a table."""
+        values = {
+            key: str(value) if isinstance(value, list) or value is None else value
+            for key, value in flatten(self._config.model_dump(mode="json"))
+        }
+        metrics = [f"by_epoch/{name}" for name in ("test_accuracy", "test_loss", "train_accuracy", "train_loss")]
+        # SummaryWriter.add_hparams would open a second event file in a folder of its own
+        *opening, self._session_end = hparams(values, dict.fromkeys(metrics, 0.0))  # type: ignore[no-untyped-call]
+        for summary in opening:
+            self._add_summary(summary)
+        rows = "\n".join(f"| {name} | {value} |" for name, value in asdict(plan).items())
+        self._writer.add_text("plan", f"| | |\n| --- | --- |\n{rows}")
+
+    def step(self, report: StepReport) -> None:  # noqa: D102
+        for name in ("loss", "accuracy", "learning_rate", "images_per_second"):
+            self._writer.add_scalar(f"by_step/{name}", getattr(report, name), report.step)
+
+    def epoch(self, report: EpochReport, test: Evaluation) -> None:  # noqa: D102
+        for name, value in report.metrics().items():
+            if name not in ("epoch", "step", "images"):
+                self._writer.add_scalar(f"by_epoch/{name}", value, report.epoch)
+        grid = sample_grid(samples_of(self._dataset, self._dataset.test, test, self._samples))
+        self._writer.add_image("test_predictions", np.asarray(grid), report.epoch, dataformats="HWC")
+        self._writer.flush()
+
+    def result(self, result: Result) -> None:  # noqa: D102
+        if result.status == "finished":
+            self._add_summary(self._session_end)
+
+    def close(self) -> None:  # noqa: D102
+        self._writer.close()
+
+    def _add_summary(self, summary: Any) -> None:
+        file = self._writer.file_writer
+        assert file is not None  # only after close
+        file.add_summary(summary)

@@ -1,0 +1,306 @@
+"""Processes, device and precision: the only module that imports accelerate or torch.distributed."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import torch
+import torch.distributed
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor, nn
+
+from mnist_dist import errors
+from mnist_dist.config.schema import Device, Precision
+from mnist_dist.errors import ConfigError
+
+RENDEZVOUS = "MNIST_DIST_RENDEZVOUS"
+"""Environment variable with the URL at which our own launcher's processes meet."""
+
+T = TypeVar("T")
+Dtype = Literal["fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """Something that was decided at the start, and why."""
+
+    value: str
+    reason: str
+
+
+class Runtime:
+    """One process of a run: its rank, its device and what it does together with the others.
+
+    Built by `start`, by every rank. All methods that combine ranks say so and must be called by every rank.
+    """
+
+    def __init__(self, accelerator: Accelerator, device: Choice, precision: Choice, threads: int) -> None:
+        self._accelerator = accelerator
+        self._generator = _default_generator(accelerator.device)
+        self.device: torch.device = accelerator.device
+        self.device_choice = device
+        self.precision = precision
+        self.threads = threads
+        self.rank: int = accelerator.process_index
+        self.ranks: int = accelerator.num_processes
+        self.sum_dtype = torch.float32 if self.device.type == "mps" else torch.float64  # MPS has no float64
+
+    def prepare(self, model: nn.Module, *, training: bool = True) -> nn.Module:
+        """Move a network to the device, to compute in the run's precision. Every rank.
+
+        Args:
+            model: The same on every rank.
+            training: With several ranks, wrap it in DDP.
+        """
+        prepared: nn.Module = self._accelerator.prepare_model(model, evaluation_mode=not training)
+        return prepared
+
+    def unwrap(self, model: nn.Module) -> nn.Module:
+        """Get the network without DDP: what is evaluated and saved. It still computes in the run's precision."""
+        unwrapped: nn.Module = self._accelerator.unwrap_model(model)
+        return unwrapped
+
+    def seed(self, value: int) -> None:
+        """Set the device's default generator, from which dropout masks are drawn; costs a microsecond or two."""
+        self._generator.manual_seed(value)
+
+    def accumulate(self, model: nn.Module, *, last: bool) -> AbstractContextManager[None]:
+        """Let a backward pass add to the gradients, reducing them over ranks only in the last of a step."""
+        if last or self.ranks == 1:
+            return contextlib.nullcontext()
+        context: AbstractContextManager[None] = self._accelerator.no_sync(model)
+        return context
+
+    def backward(self, loss: Tensor) -> None:
+        """Compute gradients, scaled under fp16. Every rank: DDP averages them over ranks."""
+        self._accelerator.backward(loss)
+
+    def step(self, optimizer: torch.optim.Optimizer, *, clip_norm: float | None) -> None:
+        """Update the weights; under fp16 the scaler leaves out an update whose gradients overflowed."""
+        scaler = self._accelerator.scaler
+        if clip_norm is not None:
+            if scaler is not None:
+                scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(_parameters(optimizer), clip_norm)
+        if scaler is None:
+            optimizer.step()
+        else:
+            scaler.step(optimizer)
+            scaler.update()
+        optimizer.zero_grad()
+
+    def scaler_state(self) -> dict[str, Any] | None:
+        """Get the gradient scaler's state under fp16, else None."""
+        scaler = self._accelerator.scaler
+        return None if scaler is None else dict(scaler.state_dict())
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Add a tensor up over ranks, into a new one. Every rank."""
+        total = values.clone()
+        if self.ranks > 1:
+            torch.distributed.all_reduce(total)
+        return total
+
+    def broadcast(self, record: Any) -> Any:
+        """Give every rank rank 0's record, as JSON bytes. Every rank; the others' argument is ignored."""
+        if self.ranks == 1:
+            return record
+        content = json.dumps(record).encode() if self.rank == 0 else b""
+        length = torch.tensor([len(content)], device=self.device)
+        torch.distributed.broadcast(length, 0)
+        buffer = torch.zeros(int(length), dtype=torch.uint8)
+        if self.rank == 0:
+            buffer = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        buffer = buffer.to(self.device)
+        torch.distributed.broadcast(buffer, 0)
+        return json.loads(buffer.cpu().numpy().tobytes())
+
+    def on_first_rank(self, action: Callable[[], T]) -> T | None:
+        """Let rank 0 do something; where it fails, every rank raises its error. Every rank.
+
+        Returns:
+            What the action returned on rank 0, None on the others.
+
+        Raises:
+            MnistDistError: What the action raised; an OSError becomes a StorageError.
+        """
+        value, failure = None, None
+        if self.rank == 0:
+            try:
+                value = action()
+            except errors.MnistDistError as error:
+                failure = [type(error).__name__, str(error)]
+            except OSError as error:
+                failure = [
+                    "StorageError",
+                    f"{error.filename or 'A file'} cannot be written: {error.strerror}.",
+                ]
+        failure = self.broadcast(failure)
+        if failure is not None:
+            kind: type[errors.MnistDistError] = getattr(errors, failure[0])
+            raise kind(failure[1])
+        return value
+
+    def close(self) -> None:
+        """Leave the process group and forget what Accelerate keeps per process, so that another run can start."""
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+
+@contextlib.contextmanager
+def start(
+    *, device: Device, precision: Precision, threads: int | None, timeout_seconds: float = 1800
+) -> Iterator[Runtime]:
+    """Join the group of processes that the environment describes, alone where it describes none.
+
+    Every rank. RANK, LOCAL_RANK and WORLD_SIZE are read by Accelerate, as torchrun and others set them.
+
+    Args:
+        device: `auto` takes CUDA, else MPS, else the CPU.
+        precision: `auto` takes what suits the device.
+        threads: CPU threads of this process; None leaves what the environment set.
+        timeout_seconds: How long a rank waits for the others.
+
+    Raises:
+        ConfigError: The device or the precision is not to be had here, or a variable that Accelerate lets
+            override our settings contradicts them.
+    """
+    device_choice = choose_device(device)
+    precision_choice = choose_precision(precision, device_choice.value)
+    _refuse_overrides()
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if device_choice.value == "mps" and ranks > 1:
+        raise ConfigError(f"MPS serves one process, not {ranks}: use --processes 1 or --device cpu.")
+    if ranks > 1:
+        _join_group(device_choice.value, ranks, timeout_seconds)
+    else:
+        for variable in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):  # a group of one needs neither group nor DDP
+            os.environ.pop(variable, None)
+    accelerator = Accelerator(
+        cpu=device_choice.value == "cpu",
+        mixed_precision="no" if precision_choice.value == "fp32" else precision_choice.value,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+    )
+    if threads is not None:
+        torch.set_num_threads(threads)
+    runtime = Runtime(accelerator, device_choice, precision_choice, torch.get_num_threads())
+    try:
+        yield runtime
+    except RuntimeError as error:
+        if runtime.ranks > 1 and _is_lost_peer(error):
+            raise errors.WorkerError(
+                f"Rank {runtime.rank} lost touch with another rank, whose own message says why."
+            ) from error
+        raise
+    finally:
+        runtime.close()
+
+
+def _join_group(device: str, ranks: int, timeout_seconds: float) -> None:
+    """Meet the other ranks; Accelerate takes the group as it finds it."""
+    meeting_point = os.environ.get(RENDEZVOUS, "env://")
+    torch.distributed.init_process_group(
+        "cuda:nccl,cpu:gloo" if device == "cuda" else "gloo",
+        init_method=meeting_point,
+        rank=int(os.environ["RANK"]),
+        world_size=ranks,
+        timeout=datetime.timedelta(seconds=timeout_seconds),
+    )
+
+
+def choose_device(wanted: Device) -> Choice:
+    """Decide on the kind of device.
+
+    Raises:
+        ConfigError: A GPU was asked for by name and there is none, or fewer than this machine's processes.
+    """
+    has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if wanted == "cuda" and not has_cuda:
+        raise ConfigError("--device cuda: no CUDA GPU is visible here. Use --device auto or cpu, or see nvidia-smi.")
+    if wanted == "mps" and not has_mps:
+        raise ConfigError("--device mps: there is no Apple GPU here. Use --device auto or cpu.")
+    if wanted == "cpu":
+        return Choice(value="cpu", reason="as asked")
+    if wanted == "cuda" or (wanted == "auto" and has_cuda):
+        _refuse_sharing(torch.cuda.device_count())
+        return Choice(value="cuda", reason=torch.cuda.get_device_name())
+    if wanted == "mps" or has_mps:
+        return Choice(value="mps", reason="Apple GPU")
+    return Choice(value="cpu", reason="no GPU found")
+
+
+def choose_precision(wanted: Precision, device: str) -> Choice:
+    """Decide on the arithmetic: under `auto` a pure function of the hardware.
+
+    Raises:
+        ConfigError: fp16 without CUDA, or a contradiction with ACCELERATE_MIXED_PRECISION.
+    """
+    reason = "as asked"
+    ours: dict[str, Dtype] = {"fp16": "fp16", "bf16": "bf16", "no": "fp32", "": "fp32"}
+    variable = os.environ.get("ACCELERATE_MIXED_PRECISION", "").lower()
+    if variable not in ours:
+        raise ConfigError(f"ACCELERATE_MIXED_PRECISION is {variable!r}, which this program has no use for: unset it.")
+    if variable not in ("", "no"):
+        if wanted not in ("auto", ours[variable]):
+            raise ConfigError(
+                f"train.precision is {wanted}, but ACCELERATE_MIXED_PRECISION is {variable}: give only one of them."
+            )
+        wanted, reason = ours[variable], "from ACCELERATE_MIXED_PRECISION"
+    if wanted == "fp16" and device != "cuda":
+        raise ConfigError(f"fp16 needs a CUDA GPU, and this run is on {device}: use --precision bf16, fp32 or auto.")
+    if wanted != "auto":
+        return Choice(value=wanted, reason=reason)
+    if device != "cuda":
+        return Choice(value="fp32", reason=f"the safe choice on {device}")
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return Choice(value="bf16", reason="this GPU computes it natively")
+    return Choice(value="fp16", reason="this GPU has no native bf16")
+
+
+def _is_lost_peer(error: RuntimeError) -> bool:
+    """Tell a collective that failed because another rank is gone."""
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+
+
+def _refuse_sharing(devices: int) -> None:
+    """Accelerate would let two ranks share a GPU silently."""
+    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if local_ranks > devices:
+        raise ConfigError(
+            f"{local_ranks} processes on this machine cannot have a GPU each: {devices} visible. "
+            f"Use --processes {devices}, or --device cpu."
+        )
+
+
+def _refuse_overrides() -> None:
+    """Accelerate lets these variables override explicit arguments."""
+    for variable, neutral in (("GRADIENT_ACCUMULATION_STEPS", "1"), ("DYNAMO_BACKEND", "no")):
+        value = os.environ.get(f"ACCELERATE_{variable}", neutral)
+        if value.lower() != neutral:
+            raise ConfigError(
+                f"ACCELERATE_{variable} is {value}, and it would override this run's settings: unset it"
+                + (" and set train.micro_batch instead." if variable.startswith("GRADIENT") else ".")
+            )
+
+
+def _default_generator(device: torch.device) -> torch.Generator:
+    if device.type == "cuda":
+        return torch.cuda.default_generators[device.index or 0]
+    if device.type == "mps":
+        return torch.mps._get_default_mps_generator()
+    return torch.default_generator
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -1,0 +1,138 @@
+"""A run that was trained: its network, ready to evaluate and to predict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from mnist_dist import checkpoint
+from mnist_dist.config import Config, load
+from mnist_dist.data import Dataset, Split, open_dataset
+from mnist_dist.data.pictures import UNREADABLE, decode
+from mnist_dist.data.sources import is_picture, walk
+from mnist_dist.data.transforms import Batches, Normalise
+from mnist_dist.errors import CheckpointError, DataError
+from mnist_dist.evaluate import evaluate
+from mnist_dist.folder import RunFolder
+from mnist_dist.models import build_model
+from mnist_dist.reports import Evaluation
+from mnist_dist.runtime import Runtime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """A checkpoint's network, with what it needs to know of its pictures."""
+
+    checkpoint: Path
+    config: Config
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    model: nn.Module
+    """On the runtime's device, in evaluation mode."""
+    runtime: Runtime
+
+    def evaluate(self, dataset: Dataset, split: Split) -> Evaluation:
+        """Evaluate on every image of a split. Every rank.
+
+        Raises:
+            CheckpointError: The data set has other classes than the run had.
+        """
+        if dataset.classes != self.classes:
+            raise CheckpointError(
+                f"{self.checkpoint} knows the classes {_names(self.classes)}, but {dataset.root} has "
+                f"{_names(dataset.classes)}: name a folder with the same classes."
+            )
+        batches = Batches(split, mean=self.mean, std=self.std, device=self.runtime.device)
+        return evaluate(self.model, batches, split, self.runtime)
+
+    def predict(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Give the probability of each class: `(B, C, H, W)` uint8 to `(B, K)`, rows adding up to 1."""
+        with torch.inference_mode():
+            normalise = Normalise(mean=self.mean, std=self.std, device=self.runtime.device)
+            logits = self.model(normalise(torch.from_numpy(pixels).to(self.runtime.device)))
+            probabilities: NDArray[np.float32] = logits.float().softmax(dim=1).cpu().numpy()
+        return probabilities
+
+
+def open_trained(run: Path, which: str | None, runtime: Runtime) -> Trained:
+    """Load a run's network.
+
+    Args:
+        run: Its folder.
+        which: `best`, `last` or a step; None takes the last.
+        runtime: This process's.
+
+    Raises:
+        ConfigError: There is no run.
+        CheckpointError: There is no such checkpoint, or it is damaged.
+    """
+    folder = RunFolder(run)
+    folder.check_run()
+    path = checkpoint.find(folder.checkpoints, which or "last")
+    meta = checkpoint.read_meta(path)
+    config = load(folder.config).config
+    model = build_model(
+        config.model.name,
+        classes=len(meta["classes"]),
+        channels=meta["preprocessing"]["channels"],
+        image_size=meta["preprocessing"]["image_size"],
+        dropout=config.model.dropout,
+    )
+    checkpoint.load_model(path, model)
+    return Trained(
+        checkpoint=path,
+        config=config,
+        classes=tuple(meta["classes"]),
+        mean=tuple(meta["preprocessing"]["mean"]),
+        std=tuple(meta["preprocessing"]["std"]),
+        model=runtime.prepare(model, training=False).eval(),
+        runtime=runtime,
+    )
+
+
+def open_data(trained: Trained, root: str | None, announce: Callable[[str], None]) -> Dataset:
+    """Open the data set that a run was trained on, or another one in its place."""
+    data = trained.config.data
+    if root is not None:
+        data = data.model_copy(update={"root": root, "validation_fraction": 0.0})
+    return open_dataset(data, seed=trained.config.train.seed, announce=announce)
+
+
+def read_pictures(paths: list[Path], *, image_size: int, channels: int) -> tuple[list[Path], NDArray[np.uint8]]:
+    """Decode picture files, and all pictures below folders.
+
+    Returns:
+        The files, and `(N, channels, image_size, image_size)` uint8.
+
+    Raises:
+        DataError: A path does not exist, a folder has no pictures, or a picture cannot be read.
+    """
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            found = sorted(Path(entry.path) for entry in walk(path) if is_picture(entry.name))
+            if not found:
+                raise DataError(f"There are no pictures below {path}.")
+            files += found
+        else:
+            files.append(path)
+    images = []
+    for file in files:
+        try:
+            images.append(decode(file, image_size, channels))
+        except FileNotFoundError:
+            raise DataError(f"There is no file {file}.") from None
+        except UNREADABLE as error:
+            raise DataError(f"{file} cannot be read as a picture: {error}.") from None
+    return files, np.stack(images)
+
+
+def _names(classes: tuple[str, ...]) -> str:
+    return ", ".join(classes[:10]) + (f", … ({len(classes)})" if len(classes) > 10 else "")
