@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import socket
 import time
 from dataclasses import dataclass
@@ -86,6 +88,13 @@ class RunFolder:
             raise ConfigError(f"{self.path} is in use by {name}: wait for it, or choose another --run.") from None
         owner.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         return lock
+
+    def remove_unstarted(self) -> None:
+        """Remove what the logs of ranks leave behind where no run ever started."""
+        if self.path.is_dir() and not self.config.exists():
+            shutil.rmtree(self.path / "logs", ignore_errors=True)
+            with contextlib.suppress(OSError):  # there is something else in it
+                self.path.rmdir()
 
     def check_run(self) -> None:
         """Make sure that a run is here.

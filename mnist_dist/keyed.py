@@ -39,7 +39,7 @@ def keyed_hash(purpose: Purpose, *keys: ArrayLike) -> NDArray[np.uint64]:
     Returns:
         uint64 array of the broadcast shape (at least one dimension).
     """
-    state = np.full(1, int(purpose), np.uint64)
+    state = _mix(np.full(1, int(purpose), np.uint64))  # so that no (purpose, key) cancels out another
     for key in keys:
         state = _mix(state ^ np.asarray(key).astype(np.uint64, copy=False))
     return state

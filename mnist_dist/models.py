@@ -9,7 +9,7 @@ from torch.nn import functional
 class SmallCNN(nn.Module):
     """Two 5x5 convolutions, two linear layers: 21,840 weights for 28x28 digits."""
 
-    def __init__(self, *, classes: int, channels: int, image_size: int, dropout: float = 0.5) -> None:
+    def __init__(self, *, classes: int, channels: int, image_size: int, dropout: float = 0.25) -> None:
         super().__init__()
         side = ((image_size - 4) // 2 - 4) // 2
         self.conv1 = nn.Conv2d(channels, 10, kernel_size=5)
@@ -31,7 +31,7 @@ class SmallCNN(nn.Module):
 class LargeCNN(nn.Module):
     """Two 3x3 convolutions, one pooling: the network of pytorch/examples, 1,199,882 weights for digits."""
 
-    def __init__(self, *, classes: int, channels: int, image_size: int, dropout: float = 0.5) -> None:
+    def __init__(self, *, classes: int, channels: int, image_size: int, dropout: float = 0.25) -> None:
         super().__init__()
         side = (image_size - 4) // 2
         self.conv1 = nn.Conv2d(channels, 32, kernel_size=3)
@@ -54,7 +54,7 @@ class LargeCNN(nn.Module):
 MODELS: dict[str, type[SmallCNN | LargeCNN]] = {"small_cnn": SmallCNN, "large_cnn": LargeCNN}
 
 
-def build_model(name: str, *, classes: int, channels: int, image_size: int, dropout: float = 0.5) -> nn.Module:
+def build_model(name: str, *, classes: int, channels: int, image_size: int, dropout: float = 0.25) -> nn.Module:
     """Build a network of `MODELS`, its weights drawn from torch's default generator."""
     return MODELS[name](classes=classes, channels=channels, image_size=image_size, dropout=dropout)
 

@@ -190,7 +190,7 @@ def start(
     accelerator = Accelerator(
         cpu=device_choice.value == "cpu",
         mixed_precision="no" if precision_choice.value == "fp32" else precision_choice.value,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
     if threads is not None:
         torch.set_num_threads(threads)

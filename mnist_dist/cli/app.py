@@ -24,13 +24,18 @@ app.add_typer(data.app, name="data")
 app.add_typer(configs.app, name="config")
 
 
-@app.callback()
-def root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
-) -> None:
-    """Handle options that stand before any command."""
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         from mnist_dist import __version__
 
         typer.echo(f"mnist-dist {__version__}")
         raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Take the options that stand before any command."""

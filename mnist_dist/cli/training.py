@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from mnist_dist.errors import ConfigError, DataError
+
 if TYPE_CHECKING:
     from mnist_dist.config import Resolved, Setting
 
@@ -30,7 +32,12 @@ def train(
     ] = None,
     run: Annotated[
         Path | None,
-        typer.Option(help="New folder for all that the run writes.", show_default="runs/CONFIG-TIME"),
+        typer.Option(
+            "--run",
+            "--run-dir",  # torchrun takes --run for its own --run-path
+            help="New folder for all that the run writes.",
+            show_default="runs/CONFIG-TIME",
+        ),
     ] = None,
     processes: Annotated[
         int | None,
@@ -81,13 +88,18 @@ def train(
     if dry_run:
         _print_dry_run(resolved, ranks, folder.path)
         return
-    code = run_group(
-        ranks=ranks,
-        log=folder.log,
-        threads=resolved.config.train.threads,
-        extra=() if run else ("--run", str(folder.path)),
-        meanwhile=lambda: _open_data(resolved, err=as_json),  # the ranks import torch at the same time
-    )
+    code = ConfigError.exit_code
+    try:
+        code = run_group(
+            ranks=ranks,
+            log=folder.log,
+            threads=resolved.config.train.threads,
+            extra=() if run else ("--run", str(folder.path)),
+            meanwhile=lambda: _open_data(resolved, err=as_json),  # the ranks import torch at the same time
+        )
+    finally:
+        if code in (ConfigError.exit_code, DataError.exit_code):
+            folder.remove_unstarted()
     raise typer.Exit(code)
 
 

@@ -66,7 +66,7 @@ def load(source: str | Path | None = None, overrides: tuple[Setting, ...] = ()) 
         _apply(settings, setting)
     origins = {key: setting.origin for key, setting in settings.items()}
     tree = _nest(settings)
-    for section, default in (("optimizer", "sgd"), ("schedule", "constant")):
+    for section, default in (("optimizer", "sgd"), ("schedule", "cosine")):
         tree.setdefault(section, {})
         if isinstance(tree[section], dict):
             tree[section].setdefault("name", default)
@@ -202,7 +202,8 @@ def _explain(detail: Any, origins: Mapping[str, str]) -> str:
     key = ".".join(path)
     origin = origins.get(key)
     if detail["type"] == "extra_forbidden":
-        return _unknown(key, origin)
+        given = next((name for name in origins if name == key or name.startswith(f"{key}.")), key)
+        return _unknown(given, origins.get(given))
     if detail["type"] == "union_tag_invalid":
         key, origin = f"{key}.name", origins.get(f"{key}.name")
         message = f"it must be one of {detail['ctx']['expected_tags']}"

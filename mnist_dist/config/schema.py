@@ -70,7 +70,7 @@ class Model(Section):
 
     name: Literal["small_cnn", "large_cnn"] = "small_cnn"
     """`small_cnn`: two 5x5 convolutions, 22,000 weights. `large_cnn`: two 3x3 convolutions, 1.2 million."""
-    dropout: float = Field(0.5, ge=0, lt=1)
+    dropout: float = Field(0.25, ge=0, lt=1)
     """Share of activations that training sets to zero."""
 
 
@@ -78,7 +78,7 @@ class Sgd(Section):
     """Stochastic gradient descent."""
 
     name: Literal["sgd"] = "sgd"
-    learning_rate: float = Field(0.02, gt=0)
+    learning_rate: float = Field(0.03, gt=0)
     """Peak learning rate; `schedule` says how it changes."""
     momentum: float = Field(0.9, ge=0, lt=1)
     nesterov: bool = False
@@ -216,7 +216,7 @@ class Config(Section):
     data: Data = Data()
     model: Model = Model()
     optimizer: AnyOptimizer = Field(Sgd(), discriminator="name")
-    schedule: AnySchedule = Field(Constant(), discriminator="name")
+    schedule: AnySchedule = Field(Cosine(), discriminator="name")
     train: Train = Train()
     checkpoint: Checkpoint = Checkpoint()
 

@@ -142,8 +142,8 @@ def _forwarding(children: list[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
 def _wait(children: list[subprocess.Popen[bytes]]) -> None:
     """Wait until all ranks have ended, or a while after the first failure."""
     deadline = None
-    while any(child.poll() is None for child in children):
-        if deadline is None and any(child.returncode for child in children):
+    while None in (codes := [child.poll() for child in children]):
+        if deadline is None and any(codes):
             deadline = time.monotonic() + ECHO_SECONDS
         if deadline is not None and time.monotonic() > deadline:
             return

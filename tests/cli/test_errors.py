@@ -1,0 +1,150 @@
+"""Each mistake through the real command: one message with the remedy, the contract's exit code, nothing trained."""
+
+import pytest
+from PIL import Image
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (
+            ["train", "--set", "train.epoch=3"],
+            2,
+            "no config key 'train.epoch' (from --set). Did you mean 'train.epochs'?",
+        ),
+        (["train", "--config", "quik"], 2, "no preset 'quik'. Did you mean 'quick'?"),
+        (["train", "--epochs", "0"], 2, "train.epochs is 0.0 (from --epochs): it must be"),
+        (["train", "--processes", "3"], 2, "which 3 processes cannot share equally: use 30 or 33."),
+        (["train", "--device", "cuda"], 2, "no CUDA GPU is visible here"),
+        (["train", "--device", "mps"], 2, "there is no Apple GPU here"),
+        (["train", "--precision", "fp16", "--device", "cpu"], 2, "fp16 needs a CUDA GPU, and this run is on cpu"),
+        (["train", "--set", "train.global_batch=2000"], 2, "only 1438 training pictures"),
+        (["train", "--data", "nowhere"], 3, "There is no data folder nowhere."),
+        (["train", "--procesess", "2"], 2, "No such option"),
+        (["evaluate", "."], 2, "not a run: it has no config.yaml"),
+        (["data", "import"], 2, "either --from IDX_DIR or --download"),
+        (["data", "import", "--from", "nowhere"], 3, "no folder nowhere"),
+        (["monitor", "nowhere"], 2, "There is no folder nowhere"),
+        (["config", "show", "nothing"], 2, "no preset 'nothing'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_gives_its_message_and_exit_code(command, tmp_path, words, code, message):
+    ended = command(*words, CUDA_VISIBLE_DEVICES="")
+    assert ended.code == code, ended.err
+    assert message in " ".join(ended.err.split())
+    assert "Traceback" not in ended.err
+    assert not list(tmp_path.glob("runs/*/config.yaml"))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_pictures_that_cannot_be_read_are_named_before_anything_is_trained(command, tmp_path, folder_of, processes):
+    root = folder_of(tmp_path / "Dataset")
+    (root / "train" / "class-1" / "0.png").write_bytes(b"no picture")
+    ended = command("train", "--processes", processes, "--run", "run", "--set", "train.global_batch=4")
+    assert ended.code == 3
+    assert ended.err.count("error:") == 1
+    assert "1 picture cannot be read: Dataset/train/class-1/0.png" in ended.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_class_in_only_one_split_is_named(command, tmp_path, folder_of):
+    root = folder_of(tmp_path / "Dataset")
+    (root / "test" / "class-1").rename(tmp_path / "elsewhere")
+    ended = command("train", "--run", "run", "--set", "train.global_batch=4")
+    assert ended.code == 3
+    assert "1 folder is missing: Dataset/test/class-1" in ended.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_check_lists_every_bad_file(command, tmp_path, folder_of):
+    root = folder_of(tmp_path / "Dataset")
+    bad = [root / "train" / "class-0" / "1.png", root / "test" / "class-2" / "4.png"]
+    bad[0].write_bytes(b"")
+    bad[1].write_bytes(bad[1].read_bytes()[:200])
+    (root / "train" / "notes.txt").write_text("")
+    ended = command("data", "check")
+    assert ended.code == 3
+    assert all(f"unreadable  {path.relative_to(tmp_path)}" in ended.out for path in bad)
+    assert "81 pictures, 2 unreadable; 1 other files ignored" in ended.out
+    assert set(command("data", "check", "--json").json()["unreadable"]) == {
+        "train/class-0/1.png",
+        "test/class-2/4.png",
+    }
+
+
+def test_a_run_never_writes_into_another(command, trained_run):
+    before = sorted(path.name for path in trained_run.iterdir())
+    ended = command("train", "--run", trained_run)
+    assert ended.code == 2
+    assert "holds a run already" in ended.err
+    assert sorted(path.name for path in trained_run.iterdir()) == before
+
+
+def test_a_diverged_run_stops_with_its_own_code_and_says_so_in_the_result(command, tmp_path):
+    ended = command("train", "--run", "run", "--set", "optimizer.name=sgd", "--set", "optimizer.learning_rate=1e6")
+    assert ended.code == 6, ended.err
+    assert "is not finite" in ended.err
+    assert '"status": "failed"' in (tmp_path / "run" / "result.json").read_text()
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_full_disk_is_a_storage_error(command, tmp_path):
+    (tmp_path / "file").write_text("")
+    ended = command("train", "--run", "file/run")
+    assert ended.code == 5, ended.err
+    assert "file" in ended.err
+
+
+def test_a_variable_that_accelerate_would_obey_is_refused(command):
+    ended = command("train", ACCELERATE_GRADIENT_ACCUMULATION_STEPS="4")
+    assert ended.code == 2
+    assert "ACCELERATE_GRADIENT_ACCUMULATION_STEPS is 4" in ended.err
+
+
+def test_a_precision_that_contradicts_accelerates_is_refused(command):
+    ended = command("train", "--precision", "fp32", ACCELERATE_MIXED_PRECISION="bf16")
+    assert ended.code == 2
+    assert "train.precision is fp32, but ACCELERATE_MIXED_PRECISION is bf16" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("damage", "code", "message"),
+    [
+        (lambda path: (path / "model.safetensors").write_bytes(b"x" * 100), 4, "is damaged: model.safetensors"),
+        (lambda path: (path / "meta.json").unlink(), 4, "cannot be read"),
+        (lambda path: (path / "MANIFEST.json").write_text("[]"), 4, "is not whole"),
+    ],
+)
+def test_a_damaged_checkpoint_is_not_used(command, tmp_path, trained_run, damage, code, message):
+    import shutil
+
+    run = tmp_path / "copy"
+    shutil.copytree(trained_run, run)
+    damage(max((run / "checkpoints").iterdir()))
+    ended = command("evaluate", run)
+    assert ended.code == code
+    assert message in ended.err
+
+
+def test_an_unknown_checkpoint_lists_those_that_are_there(command, trained_run):
+    ended = command("evaluate", trained_run, "--checkpoint", "7")
+    assert ended.code == 4
+    assert "no checkpoint '7'" in ended.err
+
+
+def test_pictures_of_other_classes_are_refused(command, tmp_path, trained_run, folder_of):
+    folder_of(tmp_path / "bars")
+    ended = command("evaluate", trained_run, "--data", "bars")
+    assert ended.code == 4
+    assert "knows the classes 0, 1" in ended.err
+
+
+def test_predict_names_what_it_cannot_read(command, tmp_path, trained_run):
+    (tmp_path / "bad.png").write_bytes(b"no")
+    Image.new("L", (28, 28)).save(tmp_path / "good.png")
+    assert command("predict", trained_run, "good.png").code == 0
+    for name in ("bad.png", "missing.png"):
+        ended = command("predict", trained_run, "good.png", name)
+        assert ended.code == 3
+        assert name in ended.err

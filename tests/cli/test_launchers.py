@@ -1,0 +1,151 @@
+"""The same run through every launcher, and what happens to groups of processes that are disturbed."""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+BIN = Path(sys.executable).parent
+TRAIN = ["-m", "mnist_dist", "train", "--epochs", "2", "--run-dir", "run"]
+LAUNCHERS = {
+    "processes": [sys.executable, "-m", "mnist_dist", "train", "--epochs", "2", "--run", "run", "--processes", "2"],
+    "torchrun": [BIN / "torchrun", "--standalone", "--nproc-per-node", "2", *TRAIN],
+    "accelerate": [
+        BIN / "accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+        "--mixed_precision", "no", "--dynamo_backend", "no", *TRAIN,
+    ],
+}  # fmt: skip
+
+
+def run(words, cwd, **environment):
+    import subprocess
+
+    return subprocess.run(
+        list(map(str, words)),
+        cwd=cwd,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.fixture(scope="module")
+def by_launcher(tmp_path_factory):
+    """Run the same two epochs through each launcher, and in one process."""
+    folders = {}
+    for name, words in LAUNCHERS.items():
+        folders[name] = tmp_path_factory.mktemp(name)
+        ended = run(words, folders[name], ACCELERATE_USE_CPU="true")
+        assert ended.returncode == 0, ended.stderr
+    folders["alone"] = tmp_path_factory.mktemp("alone")
+    ended = run(LAUNCHERS["processes"][:-2], folders["alone"])
+    assert ended.returncode == 0, ended.stderr
+    return folders
+
+
+def result(folder):
+    return json.loads((folder / "run" / "result.json").read_text())
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_ranks_do_what_one_process_does(by_launcher, launcher):
+    alone, group = result(by_launcher["alone"]), result(by_launcher[launcher])
+    assert json.loads((by_launcher[launcher] / "run" / "environment.json").read_text())["ranks"] == 2
+    assert group["step"] == alone["step"] == 90
+    assert group["evaluated"] == "359/359"
+    assert group["metrics"]["images"] == alone["metrics"]["images"]
+    assert group["metrics"]["test_accuracy"] == pytest.approx(alone["metrics"]["test_accuracy"], abs=0.02)
+    assert len(list((by_launcher[launcher] / "run" / "tensorboard").iterdir())) == 1
+
+
+def test_all_launchers_end_with_the_same_weights(by_launcher):
+    hashes = {launcher: result(by_launcher[launcher])["weights_sha256"] for launcher in LAUNCHERS}
+    assert len(set(hashes.values())) == 1, hashes
+
+
+def test_accelerate_launch_without_ranks_starts_nothing_more(tmp_path):
+    words = [BIN / "accelerate", "launch", "--cpu", "--num_processes", "1", "--num_machines", "1"]
+    ended = run([*words, "--mixed_precision", "no", "--dynamo_backend", "no", *TRAIN], tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["ranks"] == 1
+    assert not (tmp_path / "run" / "logs").exists()
+
+
+def test_a_group_of_another_size_than_the_recipe_says_is_refused(tmp_path):
+    words = [BIN / "accelerate", "launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    ended = run(
+        [*words, "--mixed_precision", "no", "--dynamo_backend", "no", *TRAIN], tmp_path, MNIST_DIST_WORLD_SIZE="2"
+    )
+    assert ended.returncode != 0
+    assert "MNIST_DIST_WORLD_SIZE is 2, but this group has 1" in ended.stderr
+
+
+@pytest.fixture
+def training(started, tmp_path):
+    """Two ranks in the middle of a run that would take minutes; gives the launcher and the ranks' pids."""
+    process = started("train", "--epochs", "100000", "--run", "run", "--processes", "2", OMP_NUM_THREADS="1")
+    journal = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (journal.exists() and journal.stat().st_size):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(children) == 2
+    return process, list(map(int, children))
+
+
+def gone(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank_ends_the_group_with_one_message(training, rank):
+    process, children = training
+    os.kill(children[rank], signal.SIGKILL)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 7
+    assert f"error: Rank {rank} of 2 was killed by SIGKILL" in err
+    assert "Traceback" not in err
+    assert all(map(gone, children))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_group_with_its_code(training, tmp_path, number, code):
+    process, children = training
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert "Traceback" not in err
+    assert all(map(gone, children))
+    assert result(tmp_path)["status"] == "stopped"
+
+
+def test_ranks_die_with_a_killed_launcher(training):
+    process, children = training
+    process.kill()
+    process.communicate(timeout=30)
+    deadline = time.monotonic() + 10
+    while not all(map(gone, children)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_rank_that_fails_alone_is_shown_with_its_own_error(tmp_path):
+    script = tmp_path / "fails.py"
+    script.write_text("import os, sys, time\nif os.environ['RANK'] == '1': sys.exit('the reason')\ntime.sleep(600)\n")
+    call = (
+        "import sys; from pathlib import Path; from mnist_dist.launch.local import run_local\n"
+        f"sys.exit(run_local([sys.executable, {str(script)!r}], ranks=3, log=lambda r: Path(f'log-{{r}}')))"
+    )
+    ended = run([sys.executable, "-c", call], tmp_path)
+    assert ended.returncode == 1
+    assert "rank 1 failed; log-1 ends with:\nthe reason" in ended.stderr

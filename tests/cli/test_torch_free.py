@@ -1,0 +1,43 @@
+"""Commands that can answer without torch do: it takes seconds to import."""
+
+import subprocess
+import sys
+
+import pytest
+
+PROBE = """
+import sys
+sys.argv = ["mnist-dist", *sys.argv[1:]]
+from mnist_dist.cli import _run
+code = _run()
+print("MODULES", code, *(name for name in ("torch", "torchvision", "accelerate", "tensorboard") if name in sys.modules))
+"""
+
+COMMANDS = ["train", "evaluate", "predict", "show", "monitor", "data", "data import", "data check", "data stats",
+            "config", "config list", "config show", "config validate"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ("--help", 0),
+        ("--version", 0),
+        *((f"{command} --help", 0) for command in COMMANDS),
+        ("config list", 0),
+        ("config show quick --set train.epochs=3", 0),
+        ("config validate baseline", 0),
+        ("data check nowhere", 3),
+        ("data import --from nowhere", 3),
+        ("train --dry-run", 0),
+        ("train --data nowhere --dry-run", 3),
+        ("train --set train.epoch=3", 2),
+        ("train --processes 3", 2),
+        ("train --config nothing", 2),
+        ("monitor nowhere", 2),
+    ],
+)
+def test_a_command_that_needs_no_torch_does_not_import_it(words, code, tmp_path):
+    ended = subprocess.run(
+        [sys.executable, "-c", PROBE, *words.split()], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert ended.stdout.splitlines()[-1] == f"MODULES {code}", ended.stderr

@@ -1,0 +1,101 @@
+"""What each rank of a test's group does: `python ranks.py TASK ARGUMENTS-JSON OUTPUT-FOLDER`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from mnist_dist import errors
+from mnist_dist.data import Split
+from mnist_dist.data.store import in_memory
+from mnist_dist.data.transforms import Batches
+from mnist_dist.evaluate import evaluate
+from mnist_dist.runtime import start
+
+
+def split_of(images: int) -> Split:
+    generator = np.random.default_rng(1)
+    pixels = generator.integers(0, 256, (images, 1, 8, 8), dtype=np.uint8)
+    labels = generator.integers(0, 3, images)
+    stored = in_memory(pixels, labels, tuple(str(row) for row in range(images)))
+    return Split(name="test", stored=stored, rows=np.arange(images))
+
+
+def scoring(*, sizes: list[int], batch: int) -> list[dict]:
+    """Evaluate a fixed network on sets of several sizes."""
+    from mnist_dist import evaluate as module
+
+    module.BATCH = batch
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    records = []
+    with start(device="cpu", precision="fp32", threads=1) as runtime:
+        for size in sizes:
+            split = split_of(size)
+            batches = Batches(split, mean=(0.5,), std=(0.2,), device=runtime.device)
+            result = evaluate(model, batches, split, runtime)
+            records.append(
+                {
+                    "images": result.images,
+                    "loss": result.loss.hex(),
+                    "correct": result.correct,
+                    "confusion": result.confusion(3).tolist(),
+                }
+            )
+    return records
+
+
+def mistaken_rank() -> str:
+    """Evaluate with a rank that mistakes itself for another: some images twice, some never."""
+    split = split_of(1000)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    with start(device="cpu", precision="fp32", threads=1) as runtime:
+        batches = Batches(split, mean=(0.5,), std=(0.2,), device=runtime.device)
+        if runtime.rank == 1:
+            runtime.rank = 0
+        try:
+            evaluate(model, batches, split, runtime)
+        except RuntimeError as error:
+            return str(error)
+    return "nothing was noticed"
+
+
+def broadcasting() -> list:
+    """Pass records of several kinds from rank 0 to all."""
+    with start(device="cpu", precision="fp32", threads=1) as runtime:
+        mine = [None, 1.5, "é", {"a": [1, 2]}, ""] if runtime.rank == 0 else ["others'"] * 5
+        return [runtime.broadcast(record) for record in mine]
+
+
+def failing_on_the_first() -> dict:
+    """Let rank 0 alone fail, in two ways."""
+
+    def full_disk() -> None:
+        raise OSError(28, "No space left on device", "/somewhere")
+
+    def damaged() -> None:
+        raise errors.CheckpointError("it is damaged")
+
+    seen = {}
+    with start(device="cpu", precision="fp32", threads=1) as runtime:
+        for name, action in (("full", full_disk), ("damaged", damaged)):
+            try:
+                runtime.on_first_rank(action)
+            except errors.MnistDistError as error:
+                seen[name] = [type(error).__name__, str(error)]
+        seen["value"] = runtime.on_first_rank(lambda: 42)
+    return seen
+
+
+if __name__ == "__main__":
+    task, arguments, folder = sys.argv[1:]
+    record = globals()[task](**json.loads(arguments))
+    rank = os.environ.get("RANK", "0")
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(record))
+    os._exit(0)

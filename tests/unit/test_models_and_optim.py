@@ -1,0 +1,82 @@
+import itertools
+import math
+
+import pytest
+import torch
+
+from mnist_dist.config.schema import Adam, AdamW, Constant, Cosine, OneCycle, Sgd, Step
+from mnist_dist.models import MODELS, build_model, count_parameters
+from mnist_dist.optim import build_optimizer, lr_at
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize(("size", "channels", "classes"), [(28, 1, 10), (32, 3, 2), (17, 1, 37), (64, 3, 1000)])
+def test_a_network_fits_any_picture_and_class_count(name, size, channels, classes):
+    model = build_model(name, classes=classes, channels=channels, image_size=size)
+    assert model(torch.zeros(2, channels, size, size)).shape == (2, classes)
+
+
+def test_the_networks_have_the_sizes_of_their_models():
+    digits = {"classes": 10, "channels": 1, "image_size": 28}
+    assert count_parameters(build_model("small_cnn", **digits)) == 21_840
+    assert count_parameters(build_model("large_cnn", **digits)) == 1_199_882
+
+
+def rates(schedule, steps=100, epoch_steps=10):
+    return [lr_at(k, schedule, peak=1.0, total_steps=steps, epoch_steps=epoch_steps) for k in range(steps)]
+
+
+def test_constant_stays():
+    assert set(rates(Constant())) == {1.0}
+
+
+def test_warm_up_rises_evenly_to_the_peak():
+    values = rates(Constant(warmup_fraction=0.1))
+    steps = [b - a for a, b in itertools.pairwise(values[:10])]
+    assert values[0] > 0
+    assert max(steps) - min(steps) < 1e-12
+    assert values[10:] == [1.0] * 90
+
+
+def test_step_falls_after_each_so_many_epochs():
+    values = rates(Step(every_epochs=2, factor=0.5))
+    assert [values[k] for k in (0, 19, 20, 39, 40, 99)] == [1, 1, 0.5, 0.5, 0.25, 0.0625]
+
+
+def test_cosine_goes_from_the_peak_to_its_end():
+    values = rates(Cosine(final_fraction=0.1))
+    assert values[0] == 1.0
+    assert values[-1] == pytest.approx(0.1)
+    assert values == sorted(values, reverse=True)
+
+
+def test_one_cycle_agrees_with_torch():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.0, total_steps=100, cycle_momentum=False)
+    expected = []
+    for _ in range(100):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        theirs.step()
+    ours = rates(OneCycle(start_fraction=1 / 25, final_fraction=1 / 25e4))
+    assert max(abs(a - b) for a, b in zip(ours, expected, strict=True)) < 0.03
+    assert max(ours) > 0.99
+    assert ours[0] == pytest.approx(1 / 25)
+    assert ours[-1] == pytest.approx(1 / 25e4)
+
+
+def test_every_step_of_a_short_run_has_a_finite_rate():
+    for schedule in (Constant(warmup_fraction=0.9), Cosine(), OneCycle(), Step()):
+        for steps in (1, 2, 3):
+            assert all(math.isfinite(rate) and rate >= 0 for rate in rates(schedule, steps=steps))
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"), [(Sgd(), torch.optim.SGD), (Adam(), torch.optim.Adam), (AdamW(), torch.optim.AdamW)]
+)
+def test_the_optimizer_is_the_one_that_the_config_names(config, kind):
+    optimizer = build_optimizer(config, [torch.nn.Parameter(torch.zeros(1))])
+    assert type(optimizer) is kind
+    assert optimizer.defaults["lr"] == config.learning_rate
+    assert optimizer.defaults["weight_decay"] == config.weight_decay

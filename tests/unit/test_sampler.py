@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+
+from mnist_dist.data import Sampler, shares
+from mnist_dist.errors import ConfigError
+
+
+@pytest.mark.parametrize(("images", "batch"), [(10, 3), (10, 10), (7, 1), (64, 64), (101, 8)])
+def test_each_epoch_has_every_image_once(images, batch):
+    sampler = Sampler(images=images, global_batch=batch, seed=1)
+    steps = [sampler.batch(step) for step in range(3 * images)]
+    stream = np.concatenate([ids for ids, _ in steps])
+    epochs = np.concatenate([epoch for _, epoch in steps])
+    for epoch in range(3):
+        assert sorted(stream[epochs == epoch]) == list(range(images))
+
+
+def test_no_batch_is_ever_short_and_epochs_join_without_a_gap():
+    sampler = Sampler(images=10, global_batch=4, seed=0)
+    images, epochs = sampler.batch(2)  # positions 8 to 11
+    assert len(images) == 4
+    assert epochs.tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("micro_batch", [1, 2])
+def test_the_same_images_are_in_a_step_at_any_process_count(ranks, micro_batch):
+    batch, _ = Sampler(images=100, global_batch=24, seed=5).batch(31)
+    pieces = [shares(batch, rank=rank, ranks=ranks, micro_batch=micro_batch) for rank in range(ranks)]
+    assert all(piece.shape == (24 // ranks // micro_batch, micro_batch) for piece in pieces)
+    assert np.concatenate([piece.ravel() for piece in pieces]).tolist() == batch.tolist()
+
+
+def test_a_late_step_needs_no_earlier_one():
+    late = Sampler(images=1000, global_batch=10, seed=2)
+    walked = Sampler(images=1000, global_batch=10, seed=2)
+    for step in range(250):
+        walked.batch(step)
+    assert late.batch(250)[0].tolist() == walked.batch(250)[0].tolist()
+
+
+@pytest.mark.parametrize(("images", "batch"), [(10, 3), (10, 5), (10, 10), (60000, 64)])
+def test_an_epoch_ends_with_the_step_that_covers_its_last_image(images, batch):
+    sampler = Sampler(images=images, global_batch=batch, seed=0)
+    for epoch in range(4):
+        end = sampler.epoch_end(epoch)
+        assert end * batch >= (epoch + 1) * images > (end - 1) * batch
+        assert sampler.epoch_of(end - 1) == epoch
+
+
+def test_a_batch_larger_than_the_training_set_is_refused():
+    with pytest.raises(ConfigError, match=r"train.global_batch is 11.*only 10.*use 10"):
+        Sampler(images=10, global_batch=11, seed=0)
