@@ -29,6 +29,7 @@ class Plan:
     parameters: int
     optimizer: str
     schedule: str
+    augmentation: str
     data: str
     classes: tuple[str, ...]
     train_images: int

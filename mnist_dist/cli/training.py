@@ -78,7 +78,7 @@ def train(
 
     if embedded:
         typer.echo(
-            "There is no folder Dataset here: training on the embedded digits (1,797 real 8x8 ones, preset quick).",
+            "No folder Dataset here: training on the 1,797 embedded digits (preset quick).",
             err=as_json,
         )
     ranks = choose_ranks(processes, resolved.config.train.device)

@@ -184,7 +184,8 @@ def _facts(plan: Plan) -> list[tuple[str, str]]:
         ("model", f"{plan.model}, {plan.parameters:,} weights"),
         ("optimizer", f"{plan.optimizer}; schedule {plan.schedule}"),
         ("data", f"{plan.data}: {splits}"),
-        ("classes", f"{len(plan.classes)}: {names}"),
+        ("classes", f"{len(plan.classes)} ({names})"),
+        ("augmentation", plan.augmentation),
         ("store", plan.store),
         ("run", plan.run),
     ]

@@ -12,7 +12,7 @@ from mnist_dist.data import Dataset, Split
 from mnist_dist.reports import Evaluation
 
 TILE = 112
-TITLE = 36
+TITLE = 42
 MARGIN = 8
 RIGHT, WRONG, TEXT, PAPER = "#1a7f37", "#cf222e", "#24292f", "#ffffff"
 
@@ -42,13 +42,13 @@ def sample_grid(samples: list[Sample], *, columns: int = 8) -> Image.Image:
     cell_width, cell_height = TILE + MARGIN, TILE + TITLE + MARGIN
     sheet = Image.new("RGB", (columns * cell_width + MARGIN, rows * cell_height + MARGIN), PAPER)
     pen = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(size=13)
+    font = ImageFont.load_default(size=16)
     for index, sample in enumerate(samples):
         row, column = divmod(index, columns)
         left, top = MARGIN + column * cell_width, MARGIN + row * cell_height
         colour = TEXT if sample.true is None else WRONG if sample.wrong else RIGHT
         for line, text in enumerate(_titles(sample)):
-            pen.text((left, top + line * 17), _fit(text, font, TILE), fill=colour, font=font)
+            pen.text((left, top + line * 19), _fit(text, font, TILE), fill=colour, font=font)
         sheet.paste(_tile(sample.pixels), (left, top + TITLE))
         if sample.wrong:
             box = (left - 2, top + TITLE - 2, left + TILE + 1, top + TITLE + TILE + 1)

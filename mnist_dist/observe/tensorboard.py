@@ -18,7 +18,8 @@ from mnist_dist.observe import Observer
 from mnist_dist.observe.figures import sample_grid, samples_of
 from mnist_dist.reports import EpochReport, Evaluation, Plan, Result, StepReport
 
-SAMPLES = 32
+SAMPLES = 16
+COLUMNS = 4  # so that titles can be read in the page's thumbnails
 
 
 class TensorBoard(Observer):
@@ -51,9 +52,9 @@ class TensorBoard(Observer):
 
     def epoch(self, report: EpochReport, test: Evaluation) -> None:  # noqa: D102
         for name, value in report.metrics().items():
-            if name not in ("epoch", "step", "images"):
+            if name not in ("epoch", "step", "images", "test_images"):
                 self._writer.add_scalar(f"by_epoch/{name}", value, report.epoch)
-        grid = sample_grid(samples_of(self._dataset, self._dataset.test, test, self._samples))
+        grid = sample_grid(samples_of(self._dataset, self._dataset.test, test, self._samples), columns=COLUMNS)
         self._writer.add_image("test_predictions", np.asarray(grid), report.epoch, dataformats="HWC")
         self._writer.flush()
 
