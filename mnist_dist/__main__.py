@@ -2,5 +2,5 @@
 
 from mnist_dist.cli import main
 
-if __name__ == "__main__":  # a spawned decoding process imports this module again
+if __name__ == "__main__":
     main()

@@ -15,7 +15,8 @@ from mnist_dist.reports import Evaluation
 from mnist_dist.runtime import Runtime
 
 BATCH = 500
-"""Images in an evaluation batch: the same at any number of ranks, and so are the bits of every loss."""
+BATCH_VALUES = 1 << 22
+"""So many images or pixel values at most in an evaluation batch: the same at any number of ranks."""
 
 
 def evaluate(model: nn.Module, batches: Batches, split: Split, runtime: Runtime) -> Evaluation:
@@ -34,18 +35,19 @@ def evaluate(model: nn.Module, batches: Batches, split: Split, runtime: Runtime)
         RuntimeError: Not every image was counted exactly once: a bug.
     """
     images = len(split)
+    batch = batch_size(split.stored.images[0].size)
     losses = torch.zeros(images, device=runtime.device)
     predicted = torch.zeros(images, dtype=torch.int64, device=runtime.device)
     seen = torch.zeros(2, dtype=torch.int64)
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        for start in range(runtime.rank * BATCH, images, runtime.ranks * BATCH):
-            rows = np.arange(start, min(start + BATCH, images))
+        for start in range(runtime.rank * batch, images, runtime.ranks * batch):
+            rows = np.arange(start, min(start + batch, images))
             pixels, labels = batches.take(rows)
             logits = model(pixels).float()  # (B, K)
-            losses[start : start + BATCH] = functional.cross_entropy(logits, labels, reduction="none")
-            predicted[start : start + BATCH] = logits.argmax(dim=1)
+            losses[start : start + batch] = functional.cross_entropy(logits, labels, reduction="none")
+            predicted[start : start + batch] = logits.argmax(dim=1)
             seen += torch.tensor([len(rows), _hash_sum(rows)])
     model.train(was_training)
     counted, hashed = runtime.sum(seen.to(runtime.device)).tolist()
@@ -57,6 +59,11 @@ def evaluate(model: nn.Module, batches: Batches, split: Split, runtime: Runtime)
         predicted=runtime.sum(predicted).cpu().numpy(),
         losses=runtime.sum(losses).cpu().numpy(),
     )
+
+
+def batch_size(values: int) -> int:
+    """Decide how many pictures of so many values each make a batch where nothing is trained."""
+    return max(1, min(BATCH, BATCH_VALUES // values))
 
 
 def _hash_sum(rows: NDArray[np.int64]) -> int:

@@ -62,13 +62,15 @@ class RunFolder:
         """Make sure that nothing is here yet, but perhaps the logs of this run's own ranks.
 
         Raises:
-            ConfigError: The folder holds a run or anything else.
+            ConfigError: The folder holds a run, which may still be going on, or anything else.
         """
         if not self.path.exists():
             return
         if not self.path.is_dir():
             raise ConfigError(f"--run {self.path} is a file: name a folder that does not exist yet.")
-        if {entry.name for entry in self.path.iterdir()} - {"logs", ".lock"}:
+        if {entry.name for entry in self.path.iterdir()} - {"logs", ".lock", ".lock-owner"}:
+            if self.config.exists():
+                self.lock().release()  # says so if the run is still going on
             what = "holds a run already" if self.config.exists() else "is not empty"
             raise ConfigError(f"{self.path} {what}, and a new run never writes into it: choose another --run.")
 

@@ -20,8 +20,17 @@ from mnist_dist.config.schema import (
 )
 
 
-def build_optimizer(optimizer: AnyOptimizer, parameters: Iterable[nn.Parameter]) -> optim.Optimizer:
-    """Build the optimizer that a config names; the loop sets its learning rate before every step."""
+def build_optimizer(
+    optimizer: AnyOptimizer, parameters: Iterable[nn.Parameter], *, fused: bool = True
+) -> optim.Optimizer:
+    """Build the optimizer that a config names; the loop sets its learning rate before every step.
+
+    Args:
+        optimizer: The config's section.
+        parameters: What it updates.
+        fused: One kernel for all parameters. Not under fp16: where the gradient scaler skips the very first
+            update, the fused SGD of torch 2.14 goes on from momentum in uninitialised memory.
+    """
     rate, decay = optimizer.learning_rate, optimizer.weight_decay
     match optimizer:
         case Sgd():
@@ -31,11 +40,11 @@ def build_optimizer(optimizer: AnyOptimizer, parameters: Iterable[nn.Parameter])
                 momentum=optimizer.momentum,
                 nesterov=optimizer.nesterov,
                 weight_decay=decay,
-                fused=True,
+                fused=fused,
             )
         case AdamW() | Adam():
             kind = optim.AdamW if isinstance(optimizer, AdamW) else optim.Adam
-            return kind(parameters, lr=rate, betas=(optimizer.beta1, optimizer.beta2), weight_decay=decay, fused=True)
+            return kind(parameters, lr=rate, betas=(optimizer.beta1, optimizer.beta2), weight_decay=decay, fused=fused)
 
 
 def lr_at(step: int, schedule: AnySchedule, *, peak: float, total_steps: int, epoch_steps: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import socket
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from filelock import FileLock
 from rich.console import Console
 from torch import nn
 
@@ -45,30 +45,24 @@ def train(resolved: Resolved, *, run: Path | None = None, console: Console | Non
         What `result.json` says.
 
     Raises:
-        MnistDistError: Its kind says what went wrong; `result.json` says so too once the folder exists.
+        MnistDistError: Its kind says what went wrong; `result.json` says so too if training had begun.
     """
     console = console or Console()
     options = resolved.config.train
     dataset = open_dataset(
         resolved.config.data, seed=options.seed, announce=lambda line: console.print(line, soft_wrap=True)
     )
-    with start(device=options.device, precision=options.precision, threads=options.threads) as runtime:
+    with (
+        start(device=options.device, precision=options.precision, threads=options.threads) as runtime,
+        contextlib.ExitStack() as stack,
+    ):
+        resolved = _settle(resolved, runtime)
+        runtime.agree({"config": resolved.to_yaml(), "data": dataset.sha256, **_versions()})
         options.split_batch(runtime.ranks)
         sampler = Sampler(images=len(dataset.train), global_batch=options.global_batch, seed=options.seed)
         folder = RunFolder(Path(runtime.broadcast(str(run or default_run_folder("run")))))
-        lock = runtime.on_first_rank(lambda: _open_folder(folder, resolved, runtime, dataset))
-        observers = Observers()
-        if runtime.rank == 0:
-            page = TensorBoard(
-                folder.tensorboard, config=resolved.config, config_yaml=resolved.to_yaml(), dataset=dataset
-            )
-            observers = Observers((TrainingConsole(console), Journal(folder.metrics), page))
-        try:
-            return _train(resolved.config, dataset, sampler, runtime, folder, observers)
-        finally:
-            observers.close()
-            if lock is not None:
-                lock.release()
+        observers = runtime.on_first_rank(lambda: _open_folder(folder, resolved, runtime, dataset, console, stack))
+        return _train(resolved.config, dataset, sampler, runtime, folder, observers or Observers())
 
 
 def _train(
@@ -88,7 +82,7 @@ def _train(
         dropout=config.model.dropout,
     )
     prepared = runtime.prepare(model)
-    optimizer = build_optimizer(config.optimizer, model.parameters())
+    optimizer = build_optimizer(config.optimizer, model.parameters(), fused=runtime.precision.value != "fp16")
     keeper = _Keeper(config, dataset, runtime, folder, model, optimizer)
     parts = loop.Parts(
         config=config,
@@ -116,8 +110,9 @@ def _train(
         loop.train(parts)
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt | SystemExit)
-        keeper.write_result("stopped" if stopped else "failed", error=f"{type(error).__name__}: {error}")
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        with contextlib.suppress(OSError):  # the disk may be full, and the first error is the one to show
+            keeper.write_result("stopped" if stopped else "failed", error=f"{type(error).__name__}: {error}")
+        if _is_out_of_memory(error):
             micro_batch, _ = config.train.split_batch(runtime.ranks)
             raise DeviceMemoryError(
                 f"{runtime.device} has not enough memory for micro-batches of {micro_batch} pictures: set "
@@ -198,9 +193,31 @@ class _Keeper:
         checkpoint.prune(folder, keep=self._config.checkpoint.keep, best=best)
 
 
-def _open_folder(folder: RunFolder, resolved: Resolved, runtime: Runtime, dataset: Dataset) -> FileLock:
+def _settle(resolved: Resolved, runtime: Runtime) -> Resolved:
+    """Replace what was left to the hardware by what was chosen: it decides on the bits of the run."""
+    chosen = {
+        "precision": (runtime.precision.value, runtime.precision.reason),
+        "threads": (runtime.threads, "what this process was given"),
+    }
+    options, origins = resolved.config.train, dict(resolved.origins)
+    changed = {name: value for name, (value, _) in chosen.items() if getattr(options, name) != value}
+    for name in changed:
+        origins[f"train.{name}"] = f"{getattr(options, name) or 'default'}: {chosen[name][1]}"
+    config = resolved.config.model_copy(update={"train": options.model_copy(update=changed)})
+    return Resolved(config=config, origins=origins)
+
+
+def _open_folder(
+    folder: RunFolder,
+    resolved: Resolved,
+    runtime: Runtime,
+    dataset: Dataset,
+    console: Console,
+    stack: contextlib.ExitStack,
+) -> Observers:
+    """Make the run folder, lock it and start observing; all is undone with the stack. Rank 0 alone."""
     folder.check_new()
-    lock = folder.lock()
+    stack.callback(folder.lock().release)
     folder.config.write_text(resolved.to_yaml(), encoding="utf-8")
     environment = {
         "command": sys.argv,
@@ -216,7 +233,16 @@ def _open_folder(folder: RunFolder, resolved: Resolved, runtime: Runtime, datase
         "versions": _versions(),
     }
     write_json(folder.environment, environment)
-    return lock
+    page = TensorBoard(folder.tensorboard, config=resolved.config, config_yaml=resolved.to_yaml(), dataset=dataset)
+    observers = Observers((TrainingConsole(console), Journal(folder.metrics), page))
+    stack.callback(observers.close)
+    return observers
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Tell what CUDA, MPS and the CPU raise when memory runs out."""
+    words = ("out of memory", "can't allocate memory")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 def _plan(config: Config, dataset: Dataset, runtime: Runtime, folder: RunFolder, parameters: int) -> Plan:
@@ -251,4 +277,4 @@ def _plan(config: Config, dataset: Dataset, runtime: Runtime, folder: RunFolder,
 
 def _versions() -> dict[str, str]:
     packages = ("mnist-dist", "torch", "accelerate", "numpy", "safetensors")
-    return {"python": platform.python_version(), **{package: version(package) for package in packages}}
+    return {"Python": platform.python_version(), **{package: version(package) for package in packages}}

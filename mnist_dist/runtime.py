@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -21,9 +22,7 @@ from torch import Tensor, nn
 from mnist_dist import errors
 from mnist_dist.config.schema import Device, Precision
 from mnist_dist.errors import ConfigError
-
-RENDEZVOUS = "MNIST_DIST_RENDEZVOUS"
-"""Environment variable with the URL at which our own launcher's processes meet."""
+from mnist_dist.worker import RENDEZVOUS, worker_of
 
 T = TypeVar("T")
 Dtype = Literal["fp32", "bf16", "fp16"]
@@ -124,6 +123,28 @@ class Runtime:
         torch.distributed.broadcast(buffer, 0)
         return json.loads(buffer.cpu().numpy().tobytes())
 
+    def agree(self, facts: Mapping[str, str]) -> None:
+        """Make sure that all ranks have the same facts. Every rank, with the same names.
+
+        Raises:
+            ConfigError: A fact differs; the message names it and the ranks.
+        """
+        if self.ranks == 1:
+            return
+        digests = [int.from_bytes(hashlib.sha256(value.encode()).digest()[:7]) for value in facts.values()]
+        mine = torch.tensor(digests, dtype=torch.int64, device=self.device)
+        gathered = [torch.empty_like(mine) for _ in range(self.ranks)]
+        torch.distributed.all_gather(gathered, mine)
+        table = torch.stack(gathered).cpu()  # (ranks, facts)
+        for column, name in enumerate(facts):
+            others = [str(rank) for rank in range(self.ranks) if table[rank, column] != table[0, column]]
+            if others:
+                raise ConfigError(
+                    f"The ranks have not the same {name}: {'ranks' if len(others) > 1 else 'rank'} "
+                    f"{', '.join(others)} differ{'s' if len(others) == 1 else ''} from rank 0. "
+                    f"Rank {self.rank} has {facts[name]}."
+                )
+
     def on_first_rank(self, action: Callable[[], T]) -> T | None:
         """Let rank 0 do something; where it fails, every rank raises its error. Every rank.
 
@@ -179,32 +200,45 @@ def start(
     device_choice = choose_device(device)
     precision_choice = choose_precision(precision, device_choice.value)
     _refuse_overrides()
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    worker = worker_of(os.environ)
+    ranks = worker.ranks if worker else 1
     if device_choice.value == "mps" and ranks > 1:
         raise ConfigError(f"MPS serves one process, not {ranks}: use --processes 1 or --device cpu.")
-    if ranks > 1:
-        _join_group(device_choice.value, ranks, timeout_seconds)
-    else:
-        for variable in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):  # a group of one needs neither group nor DDP
-            os.environ.pop(variable, None)
-    accelerator = Accelerator(
-        cpu=device_choice.value == "cpu",
-        mixed_precision="no" if precision_choice.value == "fp32" else precision_choice.value,
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
-    )
-    if threads is not None:
-        torch.set_num_threads(threads)
-    runtime = Runtime(accelerator, device_choice, precision_choice, torch.get_num_threads())
+    former_threads = torch.get_num_threads()
+    with contextlib.ExitStack() as stack:
+        if ranks > 1:
+            _join_group(device_choice.value, ranks, timeout_seconds)
+        else:
+            stack.enter_context(_without("RANK", "LOCAL_RANK", "WORLD_SIZE"))  # one process needs neither group nor DDP
+        accelerator = Accelerator(
+            cpu=device_choice.value == "cpu",
+            mixed_precision="no" if precision_choice.value == "fp32" else precision_choice.value,
+            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        )
+        assert accelerator.device.type == device_choice.value
+        torch.set_num_threads(threads or former_threads)
+        runtime = Runtime(accelerator, device_choice, precision_choice, torch.get_num_threads())
+        try:
+            yield runtime
+        except RuntimeError as error:
+            if runtime.ranks > 1 and _is_lost_peer(error):
+                raise errors.WorkerError(
+                    f"Rank {runtime.rank} lost touch with another rank, whose own message says why."
+                ) from error
+            raise
+        finally:
+            runtime.close()
+            torch.set_num_threads(former_threads)
+
+
+@contextlib.contextmanager
+def _without(*variables: str) -> Iterator[None]:
+    """Hide environment variables from Accelerate for a while."""
+    hidden = {name: os.environ.pop(name) for name in variables if name in os.environ}
     try:
-        yield runtime
-    except RuntimeError as error:
-        if runtime.ranks > 1 and _is_lost_peer(error):
-            raise errors.WorkerError(
-                f"Rank {runtime.rank} lost touch with another rank, whose own message says why."
-            ) from error
-        raise
+        yield
     finally:
-        runtime.close()
+        os.environ |= hidden
 
 
 def _join_group(device: str, ranks: int, timeout_seconds: float) -> None:
@@ -232,6 +266,10 @@ def choose_device(wanted: Device) -> Choice:
         raise ConfigError("--device mps: there is no Apple GPU here. Use --device auto or cpu.")
     if wanted == "cpu":
         return Choice(value="cpu", reason="as asked")
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on"):
+        if wanted != "auto":
+            raise ConfigError(f"--device is {wanted}, but ACCELERATE_USE_CPU is set: give only one of them.")
+        return Choice(value="cpu", reason="from ACCELERATE_USE_CPU")
     if wanted == "cuda" or (wanted == "auto" and has_cuda):
         _refuse_sharing(torch.cuda.device_count())
         return Choice(value="cuda", reason=torch.cuda.get_device_name())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +14,17 @@ from torch import nn
 
 from mnist_dist import checkpoint
 from mnist_dist.config import Config, load
+from mnist_dist.config.schema import Device, Precision
 from mnist_dist.data import Dataset, Split, open_dataset
 from mnist_dist.data.pictures import UNREADABLE, decode
 from mnist_dist.data.sources import is_picture, walk
 from mnist_dist.data.transforms import Batches, Normalise
 from mnist_dist.errors import CheckpointError, DataError
-from mnist_dist.evaluate import evaluate
+from mnist_dist.evaluate import batch_size, evaluate
 from mnist_dist.folder import RunFolder
 from mnist_dist.models import build_model
 from mnist_dist.reports import Evaluation
-from mnist_dist.runtime import Runtime
+from mnist_dist.runtime import Runtime, choose_device
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,10 +56,11 @@ class Trained:
 
     def predict(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Give the probability of each class: `(B, C, H, W)` uint8 to `(B, K)`, rows adding up to 1."""
+        normalise = Normalise(mean=self.mean, std=self.std, device=self.runtime.device)
         with torch.inference_mode():
-            normalise = Normalise(mean=self.mean, std=self.std, device=self.runtime.device)
-            logits = self.model(normalise(torch.from_numpy(pixels).to(self.runtime.device)))
-            probabilities: NDArray[np.float32] = logits.float().softmax(dim=1).cpu().numpy()
+            batches = torch.split(torch.from_numpy(pixels), batch_size(pixels[0].size))
+            logits = torch.cat([self.model(normalise(batch.to(self.runtime.device))).float() for batch in batches])
+            probabilities: NDArray[np.float32] = logits.softmax(dim=1).cpu().numpy()
         return probabilities
 
 
@@ -95,6 +98,20 @@ def open_trained(run: Path, which: str | None, runtime: Runtime) -> Trained:
         model=runtime.prepare(model, training=False).eval(),
         runtime=runtime,
     )
+
+
+def precision_of(run: Path, device: Device) -> Precision:
+    """Find the precision to compute a run's network in: the run's own where the kind of device is the same.
+
+    Raises:
+        ConfigError: There is no run, or no such device.
+    """
+    folder = RunFolder(run)
+    folder.check_run()
+    environment = json.loads(folder.environment.read_text(encoding="utf-8"))
+    if environment["device"] != choose_device(device).value:
+        return "auto"
+    return load(folder.config).config.train.precision
 
 
 def open_data(trained: Trained, root: str | None, announce: Callable[[str], None]) -> Dataset:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
 from types import FrameType
 
-from mnist_dist.errors import MnistDistError, StorageError
+from mnist_dist.errors import MnistDistError, StorageError, WorkerError
+from mnist_dist.worker import RENDEZVOUS
 
 
 def main() -> None:
@@ -17,7 +19,7 @@ def main() -> None:
     code = _run()
     sys.stdout.flush()
     sys.stderr.flush()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys():
         os._exit(code)  # gloo's threads sometimes abort a process that ends in the usual way
     sys.exit(code)
 
@@ -34,16 +36,18 @@ def _run() -> int:
         return error.exit_code
     except BrokenPipeError:  # the reader of `mnist-dist ... | head` has gone
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
-        return 128 + signal.SIGPIPE
+        return 1
     except OSError as error:
-        if error.filename is None or error.strerror is None:
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
-        _complain(StorageError(f"{error.filename}: {error.strerror}."))
+        _complain(StorageError(f"{error.filename or 'The disk'}: {error.strerror}."))
         return StorageError.exit_code
     return 0
 
 
 def _complain(error: MnistDistError) -> None:
+    if isinstance(error, WorkerError) and RENDEZVOUS in os.environ:
+        return  # an echo: our launcher, which started this rank, shows the cause
     print(f"error: {error}", file=sys.stderr)
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 from mnist_dist.errors import ConfigError
-from mnist_dist.launch.hardware import visible_gpus
 from mnist_dist.launch.local import run_local
-from mnist_dist.launch.worker import Worker, worker_of
+from mnist_dist.machine import visible_gpus
+from mnist_dist.worker import Worker, worker_of
 
 
 def this_worker(processes: int | None) -> Worker | None:
@@ -35,7 +36,9 @@ def choose_ranks(processes: int | None, device: str) -> int:
     """Decide how many processes to start: as many as asked for, else one for each visible GPU, else one."""
     if processes is not None:
         return processes
-    return 1 if device in ("cpu", "mps") else max(1, visible_gpus())
+    if device in ("cpu", "mps") or version("torch").endswith("+cpu"):
+        return 1
+    return max(1, visible_gpus())
 
 
 def run_group(
@@ -47,5 +50,7 @@ def run_group(
     meanwhile: Callable[[], None] = lambda: None,
 ) -> int:
     """Run this very command line, with `extra` options, as a group of workers; see `run_local`."""
-    command = [sys.executable, "-m", "mnist_dist", *sys.argv[1:], *extra]
+    checkout = Path(__file__).parents[2]
+    safe_path = [] if Path.cwd() == checkout else ["-P"]  # no module of the user's folder shall hide another
+    command = [sys.executable, *safe_path, "-m", "mnist_dist", *sys.argv[1:], *extra]
     return run_local(command, ranks=ranks, log=log, threads=threads, meanwhile=meanwhile)

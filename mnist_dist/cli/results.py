@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from mnist_dist.errors import ConfigError
+from mnist_dist.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,7 +37,9 @@ def evaluate(
     import tempfile
 
     from mnist_dist.cli.processes import run_group, this_worker
+    from mnist_dist.folder import RunFolder
 
+    RunFolder(run).check_run()
     worker = this_worker(None if processes == 1 else processes)
     if worker is None and processes > 1:
         with tempfile.TemporaryDirectory(prefix="mnist-dist-") as logs:
@@ -46,9 +48,9 @@ def evaluate(
     from rich.console import Console
 
     from mnist_dist.runtime import start
-    from mnist_dist.trained import open_data, open_trained
+    from mnist_dist.trained import open_data, open_trained, precision_of
 
-    with start(device=device, precision="auto", threads=None) as runtime:
+    with start(device=device, precision=precision_of(run, device), threads=None) as runtime:
         trained = open_trained(run, checkpoint, runtime)
         dataset = open_data(trained, data, lambda line: typer.echo(line, err=True))
         if split not in dataset.splits:
@@ -79,11 +81,18 @@ def predict(
     grid: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw the pictures with their labels.")] = None,
 ) -> None:
     """Label pictures, each with its probability."""
+    from mnist_dist.folder import RunFolder
+
+    RunFolder(run).check_run()
+    missing = [str(path) for path in images if not path.exists()]
+    if missing:
+        raise DataError(f"There is no {' and no '.join(missing)}.")
+
     from mnist_dist.observe.figures import Sample, sample_grid
     from mnist_dist.runtime import start
-    from mnist_dist.trained import open_trained, read_pictures
+    from mnist_dist.trained import open_trained, precision_of, read_pictures
 
-    with start(device=device, precision="fp32", threads=None) as runtime:
+    with start(device=device, precision=precision_of(run, device), threads=None) as runtime:
         trained = open_trained(run, checkpoint, runtime)
         data = trained.config.data
         files, pixels = read_pictures(images, image_size=data.image_size, channels=data.channels)
@@ -124,6 +133,10 @@ def show(
     device: Device = "auto",
 ) -> None:
     """Show random test pictures with their predicted and true labels, here and as a PNG."""
+    from mnist_dist.folder import RunFolder
+
+    RunFolder(run).check_run()
+
     import secrets
 
     import numpy as np
@@ -133,9 +146,9 @@ def show(
     from mnist_dist.observe.figures import sample_grid, samples_of
     from mnist_dist.observe.terminal import print_samples
     from mnist_dist.runtime import start
-    from mnist_dist.trained import open_data, open_trained
+    from mnist_dist.trained import open_data, open_trained, precision_of
 
-    with start(device=device, precision="auto", threads=None) as runtime:
+    with start(device=device, precision=precision_of(run, device), threads=None) as runtime:
         trained = open_trained(run, checkpoint, runtime)
         dataset = open_data(trained, data, lambda line: typer.echo(line, err=True))
         evaluation = trained.evaluate(dataset, dataset.test)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from mnist_dist.errors import ConfigError, DataError
+from mnist_dist.worker import RENDEZVOUS
 
 if TYPE_CHECKING:
     from mnist_dist.config import Resolved, Setting
@@ -72,22 +72,20 @@ def train(
     embedded = config is None and not any(s.key == "data.root" for s in settings) and not Path("Dataset").is_dir()
     source = QUICK if embedded else config
     resolved = load(source, tuple(settings))
+    if embedded and (worker is None or (worker.rank == 0 and RENDEZVOUS not in os.environ)):
+        typer.echo("No folder Dataset here: training on the 1,797 embedded digits (preset quick).", err=as_json)
+    ranks = worker.ranks if worker else choose_ranks(processes, resolved.config.train.device)
+    resolved.config.train.split_batch(ranks)
+    if dry_run:
+        if worker is None or worker.rank == 0:
+            _print_dry_run(resolved, ranks)
+        return
     if worker is not None:
         _work(resolved, run, as_json=as_json)
         return
 
-    if embedded:
-        typer.echo(
-            "No folder Dataset here: training on the 1,797 embedded digits (preset quick).",
-            err=as_json,
-        )
-    ranks = choose_ranks(processes, resolved.config.train.device)
-    resolved.config.train.split_batch(ranks)
     folder = RunFolder(run or default_run_folder(Path(source).stem if source else "train"))
     folder.check_new()
-    if dry_run:
-        _print_dry_run(resolved, ranks, folder.path)
-        return
     code = ConfigError.exit_code
     try:
         code = run_group(
@@ -129,21 +127,26 @@ def _open_data(resolved: Resolved, *, err: bool) -> None:
     Sampler(images=len(dataset.train), global_batch=options.global_batch, seed=options.seed)
 
 
-def _print_dry_run(resolved: Resolved, ranks: int, run: Path) -> None:
-    """Print the processes, the pieces of a batch and the resolved config; nothing is written."""
+def _print_dry_run(resolved: Resolved, ranks: int) -> None:
+    """Print the pieces of a batch, the steps and the resolved config; nothing is written."""
     from mnist_dist.config import EMBEDDED_DIGITS
+    from mnist_dist.data import Sampler
+    from mnist_dist.data.dataset import divide
     from mnist_dist.data.sources import embedded_digits, scan
 
     options, data = resolved.config.train, resolved.config.data
     if data.root == EMBEDDED_DIGITS:
-        counts = {name: len(labels) for name, (_, labels) in embedded_digits(data.image_size).items()}
+        labels = {name: labels for name, (_, labels) in embedded_digits(data.image_size).items()}
     else:
-        counts = {name: len(pictures.files) for name, pictures in scan(Path(data.root)).splits.items()}
-    training = counts["train"] - round(counts["train"] * data.validation_fraction)
+        labels = {name: pictures.labels for name, pictures in scan(Path(data.root)).splits.items()}
+    rows, held_out = divide(labels["train"], data, seed=options.seed, has_val="val" in labels)
+    Sampler(images=len(rows), global_batch=options.global_batch, seed=options.seed)
+    counts = {"train": len(rows), "validation": len(held_out if held_out is not None else labels.get("val", ()))}
     micro_batch, accumulation = options.split_batch(ranks)
-    typer.echo(f"would start {ranks} x  {sys.executable} -m mnist_dist {' '.join(sys.argv[1:])}")
-    typer.echo(f"run folder     {run}")
-    typer.echo(f"pictures       {', '.join(f'{count:,} {name}' for name, count in counts.items())}")
+    typer.echo(f"processes      {ranks}")
+    typer.echo(
+        f"pictures       {counts['train']:,} train, {counts['validation']:,} validation, {len(labels['test']):,} test"
+    )
     typer.echo(f"global batch   {options.global_batch} = {micro_batch} x {accumulation} x {ranks}")
-    typer.echo(f"steps          {options.total_steps(training):,}")
+    typer.echo(f"steps          {options.total_steps(len(rows)):,}")
     typer.echo(f"\n{resolved.to_yaml()}", nl=False)

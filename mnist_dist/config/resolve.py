@@ -107,7 +107,12 @@ def read_file(source: str | Path) -> list[Setting]:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(tree, dict | None):
         raise ConfigError(f"{path} holds no sections: write e.g. `train:` and below it `  epochs: 3`.")
-    return [Setting(key=key, value=value, origin=str(source)) for key, value in flatten(tree or {})]
+    leaves = set(all_keys())
+    return [
+        Setting(key=key, value=value, origin=str(source))
+        for key, value in flatten(tree or {})
+        if value is not None or key in leaves  # a section with nothing below it
+    ]
 
 
 def find_config(source: str | Path) -> Path:
@@ -223,7 +228,7 @@ def _explain(detail: Any, origins: Mapping[str, str]) -> str:
 def _unknown(key: str, origin: str | None) -> str:
     keys = all_keys()
     source = f" (from {origin})" if origin else ""
-    if key in keys:
-        section = key.partition(".")[0]
+    section = key.partition(".")[0]
+    if key in keys and section in ("optimizer", "schedule"):
         return f"{key}{source} does not belong to the {section} that {section}.name chooses."
     return f"There is no config key {key!r}{source}.{did_you_mean(key, keys)}"

@@ -19,7 +19,7 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 class Section(BaseModel):
     """A part of the config: frozen, and without unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Augmentation(Section):
@@ -199,7 +199,7 @@ class Train(Section):
 
     def total_steps(self, images: int) -> int:
         """Count the run's steps over a training set of `images` pictures."""
-        steps = math.ceil(round(self.epochs * images, 6) / self.global_batch)
+        steps = max(1, math.ceil(round(self.epochs * images, 6) / self.global_batch))
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
 

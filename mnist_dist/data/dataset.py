@@ -74,14 +74,7 @@ def open_dataset(data: Data, *, seed: int, announce: Announce) -> Dataset:
     """
     store = _digits(data) if data.root == EMBEDDED_DIGITS else _folder(data, announce)
     train = store.splits["train"]
-    rows, held_out = np.arange(len(train.labels)), None
-    if data.validation_fraction:
-        if "val" in store.splits:
-            raise ConfigError(
-                f"data.validation_fraction is {data.validation_fraction}, but {Path(data.root) / 'val'} exists: "
-                f"use one of the two."
-            )
-        rows, held_out = stratified_split(train.labels, data.validation_fraction, seed)
+    rows, held_out = divide(train.labels, data, seed=seed, has_val="val" in store.splits)
     validation = None
     if held_out is not None:
         validation = Split(name="validation", stored=train, rows=held_out)
@@ -101,6 +94,31 @@ def open_dataset(data: Data, *, seed: int, announce: Announce) -> Dataset:
         sha256=store.sha256,
         state=store.state,
     )
+
+
+def divide(
+    labels: NDArray[np.int64], data: Data, *, seed: int, has_val: bool
+) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+    """Decide which training pictures to train on, and which to hold out if the config asks for it.
+
+    Args:
+        labels: `(N,)` of the training pictures.
+        data: The config's section.
+        seed: What the held-out ones are drawn from.
+        has_val: Whether there is a `val` folder.
+
+    Raises:
+        ConfigError: There is a `val` folder, and a fraction is asked for.
+        DataError: A class has too few pictures.
+    """
+    if not data.validation_fraction:
+        return np.arange(len(labels)), None
+    if has_val:
+        raise ConfigError(
+            f"data.validation_fraction is {data.validation_fraction}, but {Path(data.root) / 'val'} exists: "
+            f"use one of the two."
+        )
+    return stratified_split(labels, data.validation_fraction, seed)
 
 
 def stratified_split(

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mnist_dist.errors import ConfigError, DataError
+from mnist_dist.machine import allowed_cpus, die_with_parent, start_helper
 
 MNIST_MD5 = {
     "6bbc9ace898e44ae57da46a324031adb",
@@ -153,7 +154,8 @@ def _write_split(folder: Path, images: NDArray[np.uint8], labels: NDArray[np.uin
         for job in jobs:
             _write_chunk(job)
         return
-    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("fork")) as pool:
+    fork = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(allowed_cpus(), fork, start_helper, (die_with_parent(),)) as pool:
         list(pool.map(_write_chunk, jobs))
 
 

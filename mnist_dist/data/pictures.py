@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import sys
 import warnings
 import zlib
@@ -15,8 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-CHUNK = 512
-"""Pictures that one process decodes before it hands them over."""
+from mnist_dist.machine import allowed_cpus, die_with_parent, start_helper
+
+CHUNK = 128
+CHUNK_BYTES = 1 << 25
+"""What one process decodes before it hands it over: so many pictures or bytes at most."""
 
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, TypeError, zlib.error)
 """What Pillow's decoders raise for damaged files; UnidentifiedImageError is an OSError."""
@@ -60,14 +62,15 @@ def decode_all(root: Path, files: tuple[str, ...], image_size: int, channels: in
         `(n, channels, image_size, image_size)` uint8 of the chunk, and a (file, reason) pair for each picture
         in it that cannot be read and is left black.
     """
-    chunks = [files[start : start + CHUNK] for start in range(0, len(files), CHUNK)]
-    sizes = [(str(root), chunk, image_size, channels) for chunk in chunks]
-    processes = min(len(os.sched_getaffinity(0)), len(chunks)) if sys.platform == "linux" else 1
+    size = max(1, min(CHUNK, CHUNK_BYTES // (channels * image_size**2)))
+    jobs = [(str(root), files[start : start + size], image_size, channels) for start in range(0, len(files), size)]
+    processes = min(allowed_cpus(), len(jobs)) if sys.platform == "linux" else 1
     if processes == 1:
-        yield from map(_decode_chunk, sizes)
+        yield from map(_decode_chunk, jobs)
         return
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
-        yield from pool.map(_decode_chunk, sizes)
+    fork = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(processes, fork, start_helper, (die_with_parent(),)) as pool:
+        yield from pool.map(_decode_chunk, jobs)
 
 
 def _decode_chunk(job: tuple[str, tuple[str, ...], int, int]) -> Decoded:

@@ -47,6 +47,13 @@ def scan(root: Path) -> Listing:
     Raises:
         DataError: A folder is missing, a class is in only some of the splits, or a class has no pictures.
     """
+    try:
+        return _scan(root)
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read ({error.strerror}): repair or remove it.") from None
+
+
+def _scan(root: Path) -> Listing:
     if not root.is_dir():
         raise DataError(
             f"There is no data folder {root}. Put pictures into {root / 'train' / 'CLASS'} and "
@@ -125,7 +132,7 @@ def _common_classes(root: Path, folders: dict[str, set[str]]) -> tuple[str, ...]
 
 
 def _list_pictures(root: Path, split: str, classes: tuple[str, ...]) -> Pictures:
-    start = len(str(root)) + 1
+    start = len(str(root / split)) + 1
     rows: list[tuple[str, int, int, int]] = []
     empty: list[str] = []
     for label, name in enumerate(classes):
@@ -133,7 +140,7 @@ def _list_pictures(root: Path, split: str, classes: tuple[str, ...]) -> Pictures
         for entry in walk(root / split / name):
             if is_picture(entry.name):
                 status = entry.stat()
-                path = entry.path[start:].replace(os.sep, "/")
+                path = f"{split}/{entry.path[start:].replace(os.sep, '/')}"
                 rows.append((path, label, status.st_size, status.st_mtime_ns))
         if len(rows) == before:
             empty.append(str(root / split / name))

@@ -7,6 +7,7 @@ renamed, so a half-built one is never seen, in the data folder, else the user's 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -16,11 +17,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from filelock import FileLock
 from numpy.lib.format import header_data_from_array_1_0, write_array_header_1_0
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from mnist_dist.data.pictures import decode_all
 from mnist_dist.data.sources import Listing, Pictures
@@ -72,7 +74,7 @@ def open_or_build(listing: Listing, image_size: int, channels: int, announce: An
     """
     key = _key(listing, image_size, channels)
     name = f"{channels}x{image_size}x{image_size}-{key[:16]}"
-    homes = (listing.root / FOLDER, _user_cache(listing.root))
+    homes = [listing.root / FOLDER, *_user_cache(listing.root)]
     for home in homes:
         store = _open(home / name)
         if store is not None:
@@ -123,17 +125,17 @@ def _build(listing: Listing, folder: Path, image_size: int, channels: int, annou
     digest = _identity(listing.classes)
     for split, pictures in listing.splits.items():
         moments = []
-        with (folder / f"{split}-images.npy").open("wb") as file:
-            shape = (len(pictures.files), channels, image_size, image_size)
-            header = header_data_from_array_1_0(np.empty(0, np.uint8)) | {"shape": shape}
-            write_array_header_1_0(file, header)
+        with _array_file(
+            folder / f"{split}-images.npy", (len(pictures.files), channels, image_size, image_size)
+        ) as file:
             for images in _readable(listing.root, pictures, image_size, channels, announce):
                 file.write(images.tobytes())
                 digest.update(images.data)
                 moments.append(moments_of(images))
         digest.update(pictures.labels.data)
-        np.save(folder / f"{split}-labels.npy", pictures.labels)
-        np.save(folder / f"{split}-moments.npy", np.concatenate(moments))
+        for name, array in (("labels", pictures.labels), ("moments", np.concatenate(moments))):
+            with _array_file(folder / f"{split}-{name}.npy", array.shape, array.dtype) as file:
+                file.write(array.tobytes())
         (folder / f"{split}-files.json").write_text(json.dumps(pictures.files), encoding="utf-8")
     index = {
         "format": FORMAT,
@@ -143,6 +145,16 @@ def _build(listing: Listing, folder: Path, image_size: int, channels: int, annou
     }
     (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
     return time.monotonic() - started
+
+
+@contextlib.contextmanager
+def _array_file(path: Path, shape: tuple[int, ...], dtype: DTypeLike = np.uint8) -> Iterator[IO[bytes]]:
+    """Open a .npy file whose values are written afterwards, and sync it at the end."""
+    with path.open("wb") as file:
+        write_array_header_1_0(file, header_data_from_array_1_0(np.empty(0, dtype)) | {"shape": shape})
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _decode_to_memory(listing: Listing, image_size: int, channels: int, announce: Announce) -> Store:
@@ -195,7 +207,7 @@ def _open(folder: Path, state: str = "decoded earlier") -> Store | None:
     try:
         index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
         splits = {split: _open_split(folder, split) for split in index["splits"]}
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
     return Store(classes=tuple(index["classes"]), splits=splits, sha256=index["sha256"], state=f"{state}, {folder}")
 
@@ -222,9 +234,12 @@ def _identity(classes: tuple[str, ...]) -> hashlib._Hash:
     return hashlib.sha256(json.dumps(classes).encode())
 
 
-def _user_cache(root: Path) -> Path:
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "mnist-dist" / hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
+def _user_cache(root: Path) -> list[Path]:
+    """Name the folder for a data folder in the user's cache; none for a user without a home."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 - Path.home() raises
+    if not Path(base).is_absolute():
+        return []
+    return [Path(base) / "mnist-dist" / hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]]
 
 
 def _remove_outdated(home: Path, name: str) -> None:

@@ -100,4 +100,5 @@ def affine_matrices(
 def warp(pixels: Tensor, matrices: Tensor) -> Tensor:
     """Apply `(B, 2, 3)` maps to `(B, C, H, W)` pictures, bilinearly; what lies outside repeats the edge."""
     grid = functional.affine_grid(matrices, list(pixels.shape), align_corners=False)
-    return functional.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
+    edge = 1 - 1 / pixels.shape[-1]  # the outermost pixels' centres; padding_mode="border" is not on every device
+    return functional.grid_sample(pixels, grid.clamp(-edge, edge), align_corners=False)

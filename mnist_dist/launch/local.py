@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import socket
@@ -17,8 +16,8 @@ from types import FrameType
 from typing import IO
 
 from mnist_dist.errors import ConfigError, WorkerError
-from mnist_dist.launch.hardware import allowed_cpus
-from mnist_dist.launch.worker import EXPECTED_RANKS
+from mnist_dist.machine import allowed_cpus, die_with_parent
+from mnist_dist.worker import EXPECTED_RANKS, RENDEZVOUS
 
 POLL_SECONDS = 0.02
 ECHO_SECONDS = 1.0
@@ -27,8 +26,6 @@ GRACE_SECONDS = 10.0
 """From asking ranks to end until they are killed."""
 LOST_PEER = 7
 """Exit code of a rank that failed only because another one was gone."""
-
-PR_SET_PDEATHSIG = 1
 
 
 def run_local(
@@ -41,8 +38,8 @@ def run_local(
 ) -> int:
     """Run a command as a group of processes on this machine.
 
-    Rank 0 has the terminal, the others a log file each. All die with this process, and when one fails the
-    others are ended. Signals that reach this process reach each rank once.
+    Rank 0 has the terminal, the others a log file each. When one fails the others are ended, and on Linux all
+    die with this process however it ends. Signals that reach this process reach each rank once.
 
     Args:
         command: What every rank runs; the environment tells it its rank.
@@ -58,21 +55,20 @@ def run_local(
         ConfigError: The command cannot be started.
         WorkerError: A rank was killed by a signal that nobody sent to this process.
     """
-    with tempfile.TemporaryDirectory(prefix="mnist-dist-") as private, contextlib.ExitStack() as files:
-        children: list[subprocess.Popen[bytes]] = []
-        with _forwarding(children) as received:
-            try:
-                for rank in range(ranks):
-                    output = None if rank == 0 else files.enter_context(_open_log(log(rank)))
-                    environment = os.environ | _environment(rank, ranks, threads, Path(private) / "rendezvous")
-                    children.append(_start(command, environment, output))
-                meanwhile()
-                _wait(children)
-            finally:
-                _end(children)
-            if received:
-                return 128 + received[0]
-    return _verdict([child.returncode for child in children], log)
+    codes: list[int | None] = []
+    signals = _Signals()
+    children = signals.children
+    with contextlib.ExitStack() as stack:
+        private = stack.enter_context(tempfile.TemporaryDirectory(prefix="mnist-dist-"))
+        outputs = [None, *(stack.enter_context(_open_log(log(rank))) for rank in range(1, ranks))]
+        stack.enter_context(signals.handled())
+        stack.callback(_end, children)
+        for rank, output in enumerate(outputs):
+            environment = os.environ | _environment(rank, ranks, threads, Path(private) / "rendezvous")
+            children.append(_start(command, environment, output))
+        signals.interrupt(meanwhile)
+        codes = _wait(children)
+    return 128 + signals.received[0] if signals.received else _verdict(codes, log)
 
 
 def _environment(rank: int, ranks: int, threads: int | None, rendezvous: Path) -> dict[str, str]:
@@ -82,7 +78,7 @@ def _environment(rank: int, ranks: int, threads: int | None, rendezvous: Path) -
         "WORLD_SIZE": str(ranks),
         "LOCAL_WORLD_SIZE": str(ranks),
         EXPECTED_RANKS: str(ranks),
-        "MNIST_DIST_RENDEZVOUS": rendezvous.as_uri(),
+        RENDEZVOUS: rendezvous.as_uri(),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, allowed_cpus() // ranks))),
     }
     if threads is not None:
@@ -102,52 +98,71 @@ def _start(command: list[str], environment: dict[str, str], output: IO[bytes] | 
             stderr=output,
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # the terminal's Ctrl-C comes here alone, and is passed on once
-            preexec_fn=_die_with_parent() if sys.platform == "linux" else None,
+            preexec_fn=die_with_parent(),
         )
     except OSError as error:
         raise ConfigError(f"{command[0]} cannot be started: {error.strerror}.") from None
 
 
-def _die_with_parent() -> Callable[[], None]:
-    """Make what a new process calls so that the kernel kills it when this one ends, however it ends."""
-    prctl, parent = ctypes.CDLL(None).prctl, os.getpid()
-
-    def in_child() -> None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it ended before the call
-            os._exit(128 + signal.SIGKILL)
-
-    return in_child
+class _Interrupted(BaseException):
+    """A signal came while this process was busy with something other than waiting."""
 
 
-@contextlib.contextmanager
-def _forwarding(children: list[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
-    """Pass SIGINT and SIGTERM on to the children; the second of them kills. Yields the signals received."""
-    received: list[int] = []
+class _Signals:
+    """Passes SIGINT and SIGTERM on to the ranks, each once; the second one kills them."""
 
-    def forward(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        for child in children:
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self.children: list[subprocess.Popen[bytes]] = []
+        self.busy = False
+        """Whether a signal shall interrupt what this process is doing."""
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.received.append(number)
+        for child in self.children:
             if child.poll() is None:
-                child.send_signal(number if len(received) == 1 else signal.SIGKILL)
+                if len(self.received) > 1:
+                    child.kill()
+                elif os.name == "posix":  # elsewhere the console has told them already
+                    child.send_signal(number)
+        if self.busy:
+            raise _Interrupted
 
-    former = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
+    @contextlib.contextmanager
+    def handled(self) -> Iterator[None]:
+        """Handle signals for as long as the context lasts."""
+        former = {number: signal.signal(number, self) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
+
+    def interrupt(self, action: Callable[[], None]) -> None:
+        """Do something that a signal ends."""
+        with contextlib.suppress(_Interrupted):
+            self.busy = True
+            try:
+                if not self.received:
+                    action()
+            finally:
+                self.busy = False
 
 
-def _wait(children: list[subprocess.Popen[bytes]]) -> None:
-    """Wait until all ranks have ended, or a while after the first failure."""
+def _wait(children: list[subprocess.Popen[bytes]]) -> list[int | None]:
+    """Wait until all ranks have ended, or a while after the first failure.
+
+    Returns:
+        The exit codes at that time, None for ranks that still run.
+    """
     deadline = None
     while None in (codes := [child.poll() for child in children]):
         if deadline is None and any(codes):
             deadline = time.monotonic() + ECHO_SECONDS
         if deadline is not None and time.monotonic() > deadline:
-            return
+            break
         time.sleep(POLL_SECONDS)
+    return codes
 
 
 def _end(children: list[subprocess.Popen[bytes]]) -> None:
@@ -164,23 +179,23 @@ def _end(children: list[subprocess.Popen[bytes]]) -> None:
             child.wait()
 
 
-def _verdict(codes: list[int], log: Callable[[int], Path]) -> int:
-    """Find the failure that caused the others, show it where it happened out of sight, and return its code."""
-    failed = [rank for rank, code in enumerate(codes) if code]
+def _verdict(codes: list[int | None], log: Callable[[int], Path]) -> int:
+    """Find the failure that caused the others, show it if it happened out of sight, and return its code."""
+    failed = {rank: code for rank, code in enumerate(codes) if code}
     if not failed:
         return 0
-    killed = [rank for rank in failed if codes[rank] < 0 and codes[rank] != -signal.SIGTERM]
-    causes = [rank for rank in failed if codes[rank] > 0 and codes[rank] not in (LOST_PEER, 128 + signal.SIGTERM)]
-    if killed and not causes:
-        name = signal.Signals(-codes[killed[0]]).name
+    causes = {rank: code for rank, code in failed.items() if code != LOST_PEER} or failed
+    rank, code = next(((rank, code) for rank, code in causes.items() if code > 0), next(iter(causes.items())))
+    if code < 0:
+        name = signal.Signals(-code).name
         raise WorkerError(
-            f"Rank {killed[0]} of {len(codes)} was killed by {name} (out of memory, perhaps); the others were ended."
+            f"Rank {rank} of {len(codes)} was killed by {name} (by the system if memory ran out); "
+            f"the others were ended."
         )
-    rank = (causes or failed)[0]
     if rank > 0:
         tail = log(rank).read_text(encoding="utf-8", errors="replace").splitlines()[-20:]
         print("\n".join([f"rank {rank} failed; {log(rank)} ends with:", *tail]), file=sys.stderr)
-    return codes[rank] if codes[rank] > 0 else LOST_PEER
+    return code
 
 
 def _open_log(path: Path) -> IO[bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -150,8 +151,10 @@ class TrainingConsole(Observer):
 def next_commands(run: str, *, data: str) -> list[tuple[str, str]]:
     """Suggest what to type after a run: commands, and what each is for."""
     program = program_name()
+    parent = Path(run).parent
+    watched, run = shlex.quote(str(parent) if parent.name == "runs" else run), shlex.quote(run)
     return [
-        (f"{program} monitor {Path(run).parent}", "watch it in TensorBoard"),
+        (f"{program} monitor {watched}", "watch it in TensorBoard"),
         (f"{program} predict {run} PICTURE.png", "label pictures"),
         (f"{program} train --data FOLDER", "train on your own pictures")
         if data.startswith(EMBEDDED_DIGITS)

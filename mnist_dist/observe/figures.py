@@ -81,7 +81,7 @@ def _tile(pixels: NDArray[np.uint8]) -> Image.Image:
 
 def _titles(sample: Sample) -> tuple[str, str]:
     predicted = f"predicted {sample.predicted}"
-    second = f"true {sample.true}{' ✗' if sample.wrong else ''}" if sample.true is not None else sample.note
+    second = f"true {sample.true}" if sample.true is not None else sample.note
     return predicted, second
 
 

@@ -1,5 +1,9 @@
 """Each mistake through the real command: one message with the remedy, the contract's exit code, nothing trained."""
 
+import os
+import subprocess
+import time
+
 import pytest
 from PIL import Image
 
@@ -89,11 +93,49 @@ def test_a_diverged_run_stops_with_its_own_code_and_says_so_in_the_result(comman
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_a_full_disk_is_a_storage_error(command, tmp_path):
+def test_a_run_folder_that_cannot_be_made_is_a_storage_error(command, tmp_path):
     (tmp_path / "file").write_text("")
     ended = command("train", "--run", "file/run")
     assert ended.code == 5, ended.err
     assert "file" in ended.err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_full_disk_is_a_storage_error(command, tmp_path, processes):
+    mount = tmp_path / "small"
+    mount.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", mount], capture_output=True).returncode:
+        pytest.skip("mounting is not permitted here")
+    try:
+        ended = command("train", "--run", mount / "run", "--processes", processes)
+        assert ended.code == 5, ended.err
+        assert "No space left on device" in ended.err
+        assert "Traceback" not in ended.err
+    finally:
+        subprocess.run(["umount", mount], check=True)
+
+
+@pytest.mark.parametrize("words", [["train", "--epochs", "1"], ["data", "check", "."]])
+def test_variables_of_half_a_launcher_disturb_nothing(command, tmp_path, folder_of, words):
+    folder_of(tmp_path, train=30)
+    extra = ["--config", "quick"] if words[0] == "train" else []
+    assert command(*words, *extra, WORLD_SIZE="2", RANK="0").code == 0
+
+
+def test_a_run_in_use_names_who_uses_it(command, started, tmp_path):
+    process = started("train", "--epochs", "100000", "--run", "run", OMP_NUM_THREADS="1")
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / "metrics.jsonl").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    ended = command("train", "--run", "run")
+    assert ended.code == 2
+    owner = (tmp_path / "run" / ".lock-owner").read_text()
+    assert f"is in use by {owner}" in ended.err
+    assert owner.startswith("process ")
+    process.terminate()
+    process.wait(30)
 
 
 def test_a_variable_that_accelerate_would_obey_is_refused(command):

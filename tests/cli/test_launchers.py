@@ -85,6 +85,51 @@ def test_a_group_of_another_size_than_the_recipe_says_is_refused(tmp_path):
     assert "MNIST_DIST_WORLD_SIZE is 2, but this group has 1" in ended.stderr
 
 
+def test_a_dry_run_under_a_launcher_trains_nothing(tmp_path):
+    ended = run([*LAUNCHERS["torchrun"], "--dry-run"], tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("global batch   32 = 16 x 1 x 2") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def slow_pictures(tmp_path, folder_of):
+    """A folder whose pictures take many seconds to decode: one large picture under 1,500 names."""
+    root = folder_of(tmp_path / "Dataset", train=1, test=1, size=1500)
+    for number in range(1, 500):
+        for label in range(3):
+            first = root / "train" / f"class-{label}" / "0.png"
+            first.with_name(f"{number}.png").hardlink_to(first)
+    return root
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_pictures_are_decoded_ends_everything_soon(started, slow_pictures, number, code):
+    process = started("train", "--run", "run")
+    assert "Decoding" in process.stdout.readline()
+    time.sleep(0.3)
+    sent = time.monotonic()
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == code
+    assert time.monotonic() - sent < 20
+    assert not list((slow_pictures / ".mnist-dist").glob("*/index.json"))
+
+
+@pytest.mark.usefixtures("slow_pictures")
+def test_decoding_processes_die_with_a_killed_command(started):
+    process = started("data", "check")
+    helpers = []
+    while len(helpers) < 2:
+        helpers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 10
+    while not all(gone(pid) for pid in helpers):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 @pytest.fixture
 def training(started, tmp_path):
     """Two ranks in the middle of a run that would take minutes; gives the launcher and the ranks' pids."""

@@ -73,6 +73,17 @@ def broadcasting() -> list:
         return [runtime.broadcast(record) for record in mine]
 
 
+def disagreeing() -> str:
+    """Have another data set on the last rank."""
+    with start(device="cpu", precision="fp32", threads=1) as runtime:
+        runtime.agree({"config": "same", "data": "same"})
+        try:
+            runtime.agree({"config": "same", "data": "other" if runtime.rank == runtime.ranks - 1 else "usual"})
+        except errors.ConfigError as error:
+            return str(error)
+    return "nothing was noticed"
+
+
 def failing_on_the_first() -> dict:
     """Let rank 0 alone fail, in two ways."""
 

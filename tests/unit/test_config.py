@@ -24,6 +24,7 @@ def resolve(*settings, source=None):
         ("data.mean=[0.1]", "mean and std must be given together"),
         ("data.image_size=12", "small_cnn needs a data.image_size of at least 16"),
         ("train.precision=fp8", "train.precision is 'fp8'"),
+        ("train.epochs=.inf", "train.epochs is inf.*finite"),
         ("optimizer.momentum=1", "optimizer.momentum is 1.*less than 1"),
     ],
 )
@@ -49,6 +50,12 @@ def test_flags_win_over_the_file_and_each_value_remembers_its_origin(tmp_path):
         "optimizer.learning_rate": str(file),
     }
     assert f"learning_rate: 0.5 # {file}" in " ".join(resolved.to_yaml().split())
+
+
+def test_a_section_with_nothing_below_it_changes_nothing(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("train:\ndata:\n  augment:\n")
+    assert load(file).config == Config()
 
 
 def test_another_optimizer_starts_from_its_own_defaults(tmp_path):
@@ -97,7 +104,7 @@ def test_a_global_batch_that_cannot_be_shared_is_refused_with_the_nearest(batch,
 
 
 @pytest.mark.parametrize(
-    ("epochs", "images", "steps"), [(1, 60000, 938), (10, 60000, 9375), (0.5, 60000, 469), (0.1, 640, 1)]
+    ("epochs", "images", "steps"), [(1, 60000, 938), (10, 60000, 9375), (0.5, 60000, 469), (0.1, 640, 1), (1e-9, 10, 1)]
 )
 def test_steps_cover_the_asked_epochs(epochs, images, steps):
     assert Config().train.model_copy(update={"epochs": epochs}).total_steps(images) == steps

@@ -14,8 +14,9 @@ PLAN = Plan(
     run="runs/a-name-that-is-rather-long-20260101-120000", device="cpu", device_reason="no GPU found",
     precision="fp32", precision_reason="the safe choice on cpu", ranks=2, threads=1, global_batch=64,
     micro_batch=16, accumulation=2, total_steps=100, epochs=2, model="small_cnn", parameters=21840,
-    optimizer="sgd, learning rate 0.03", schedule="cosine", augmentation="none", data="Dataset", classes=tuple("0123456789"),
-    train_images=3200, validation_images=320, test_images=700, store="decoded earlier, Dataset/.mnist-dist/x",
+    optimizer="sgd, learning rate 0.03", schedule="cosine", augmentation="none", data="Dataset",
+    classes=tuple("0123456789"), train_images=3200, validation_images=320, test_images=700,
+    store="decoded earlier, Dataset/.mnist-dist/x",
 )  # fmt: skip
 EPOCH = EpochReport(
     epoch=1, step=50, images=3200, train_loss=0.5, train_accuracy=0.9, test_images=700, test_loss=0.25,

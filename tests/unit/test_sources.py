@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import pytest
 from torchvision.datasets import ImageFolder
@@ -32,6 +33,18 @@ def test_a_link_back_into_its_own_folder_is_not_followed(tmp_path, folder_of):
     root = folder_of(tmp_path / "data", classes=2, train=3, test=1)
     (root / "train" / "class-0" / "loop").symlink_to(root / "train" / "class-0")
     assert len(scan(root).splits["train"].files) == 6
+
+
+def test_the_working_folder_itself_can_be_the_data_folder(tmp_path, folder_of, monkeypatch):
+    monkeypatch.chdir(folder_of(tmp_path / "data", classes=2, train=1, test=1))
+    assert scan(Path()).splits["train"].files == ("train/class-0/0.png", "train/class-1/0.png")
+
+
+def test_a_link_to_nowhere_is_named(tmp_path, folder_of):
+    root = folder_of(tmp_path / "data")
+    (root / "train" / "class-0" / "gone.png").symlink_to("nowhere")
+    with pytest.raises(DataError, match=r"class-0/gone.png cannot be read .*repair or remove it"):
+        scan(root)
 
 
 def remove(path):

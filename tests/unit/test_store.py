@@ -86,11 +86,12 @@ def test_two_processes_that_build_at_once_get_the_same_whole_store(tmp_path, fol
     assert sum("decoded in" in built.state for built in results) == 1
 
 
-def test_a_damaged_store_is_built_again(tmp_path, folder_of, open_store, said):
+@pytest.mark.parametrize("size", [500, 0])
+def test_a_damaged_store_is_built_again(tmp_path, folder_of, open_store, said, size):
     root = folder_of(tmp_path / "data")
     good = open_store(root)
     (images,) = (root / store.FOLDER).glob("*/train-images.npy")
-    os.truncate(images, 500)
+    os.truncate(images, size)
     said.clear()
     assert open_store(root).sha256 == good.sha256
     assert any("Decoding" in line for line in said)

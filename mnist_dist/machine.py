@@ -1,12 +1,18 @@
-"""What this machine offers, told without torch."""
+"""What this machine offers, and processes that end with the one that started them; without torch."""
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import shutil
+import signal
 import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
 
 
 def visible_gpus() -> int:
@@ -26,6 +32,32 @@ def allowed_cpus() -> int:
     """Count the CPUs that this process may use: those of its affinity, and no more than its cgroup's quota."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(cpus, math.floor(_cgroup_quota() or cpus)))
+
+
+def die_with_parent() -> Callable[[], None] | None:
+    """Make what a new process must call so that the kernel kills it when this one ends, however it ends.
+
+    Returns:
+        None where the kernel can't: this is Linux's prctl(PR_SET_PDEATHSIG).
+    """
+    if sys.platform != "linux":
+        return None
+    prctl, parent = ctypes.CDLL(None).prctl, os.getpid()
+
+    def in_child() -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it ended before the call
+            os._exit(128 + signal.SIGKILL)
+
+    return in_child
+
+
+def start_helper(ends_with_parent: Callable[[], None] | None) -> None:
+    """Prepare a helper of a process pool: it ends with its parent, and leaves signals to it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if ends_with_parent is not None:
+        ends_with_parent()
 
 
 def _cgroup_quota() -> float | None:

@@ -1,4 +1,4 @@
-"""Is this process a worker that somebody started, or a user's command that starts its own?"""
+"""Is this process a worker that a launcher started, or a user's command that starts its own?"""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from mnist_dist.errors import ConfigError
 
 EXPECTED_RANKS = "MNIST_DIST_WORLD_SIZE"
 """Environment variable with which a recipe says how many processes there must be."""
+
+RENDEZVOUS = "MNIST_DIST_RENDEZVOUS"
+"""Environment variable with the URL at which the ranks of our own launcher meet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
