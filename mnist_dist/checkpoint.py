@@ -11,7 +11,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,25 @@ def read_meta(path: Path) -> dict[str, Any]:
     return meta
 
 
+def newest_whole(folder: Path, warn: Callable[[str], None]) -> Path | None:
+    """Find the newest checkpoint that is whole; damaged ones are moved aside. Rank 0 alone.
+
+    Args:
+        folder: The run's `checkpoints`.
+        warn: Gets a line for each that is moved aside.
+    """
+    for path in reversed(steps(folder)):
+        try:
+            verify(path)
+        except CheckpointError as error:
+            aside = path.with_name(f"corrupt-{path.name}-{time.time_ns()}")
+            path.rename(aside)
+            warn(f"{error} It was moved to {aside}.")
+        else:
+            return path
+    return None
+
+
 def load_model(path: Path, model: nn.Module) -> None:
     """Fill a network with a checkpoint's weights, after verifying it.
 
@@ -141,12 +161,31 @@ def load_model(path: Path, model: nn.Module) -> None:
         CheckpointError: It is damaged, or of another network.
     """
     verify(path)
-    weights = load_tensors((path / "model.safetensors").read_bytes())
+    restore_model((path / "model.safetensors").read_bytes(), model, path)
+
+
+def restore_model(content: bytes, model: nn.Module, path: Path) -> None:
+    """Fill a network with the bytes of a `model.safetensors`; `path` is for the message.
+
+    Raises:
+        CheckpointError: They are of another network.
+    """
+    weights = load_tensors(content)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"The checkpoint {path} is of another network: {reason}") from None
+
+
+def restore_optimizer(content: bytes, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+    """Give an optimizer the state in the bytes of an `optimizer.safetensors`."""
+    indices = {name: index for index, (name, _) in enumerate(model.named_parameters())}
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in load_tensors(content).items():
+        name, _, slot = key.rpartition("/")
+        state.setdefault(indices[name], {})[slot] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def weights_sha256(model: nn.Module) -> str:

@@ -36,6 +36,14 @@ class StorageError(MnistDistError):
     exit_code = 5
 
 
+class StoppedError(MnistDistError):
+    """A signal stopped the run, and a checkpoint was saved; exits with 128 + the signal's number."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number
+
+
 class NonFiniteError(MnistDistError):
     """The loss or a gradient is infinite or not a number."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -10,6 +12,7 @@ from torch.nn import functional
 
 from mnist_dist.data import Split
 from mnist_dist.data.transforms import Batches
+from mnist_dist.errors import StoppedError
 from mnist_dist.keyed import Purpose, keyed_hash
 from mnist_dist.reports import Evaluation
 from mnist_dist.runtime import Runtime
@@ -19,7 +22,9 @@ BATCH_VALUES = 1 << 22
 """So many images or pixel values at most in an evaluation batch: the same at any number of ranks."""
 
 
-def evaluate(model: nn.Module, batches: Batches, split: Split, runtime: Runtime) -> Evaluation:
+def evaluate(
+    model: nn.Module, batches: Batches, split: Split, runtime: Runtime, stopping: Callable[[], int] = lambda: 0
+) -> Evaluation:
     """Evaluate a network on every image of a split. Every rank.
 
     Batch i is rank (i mod ranks)'s. Each image's loss and prediction travel in a place of their own and are
@@ -30,8 +35,10 @@ def evaluate(model: nn.Module, batches: Batches, split: Split, runtime: Runtime)
         batches: Of the split.
         split: The split.
         runtime: This rank's.
+        stopping: Tells the number of a signal that has come; then the evaluation is abandoned.
 
     Raises:
+        StoppedError: It was abandoned, on every rank.
         RuntimeError: Not every image was counted exactly once: a bug.
     """
     images = len(split)
@@ -44,12 +51,16 @@ def evaluate(model: nn.Module, batches: Batches, split: Split, runtime: Runtime)
     with torch.inference_mode():
         for start in range(runtime.rank * batch, images, runtime.ranks * batch):
             rows = np.arange(start, min(start + batch, images))
+            if stopping():
+                break
             pixels, labels = batches.take(rows)
             logits = model(pixels).float()  # (B, K)
             losses[start : start + batch] = functional.cross_entropy(logits, labels, reduction="none")
             predicted[start : start + batch] = logits.argmax(dim=1)
             seen += torch.tensor([len(rows), _hash_sum(rows)])
     model.train(was_training)
+    if (number := runtime.maximum(stopping())) != 0:
+        raise StoppedError(f"The evaluation of the {split.name} pictures was stopped.", number)
     counted, hashed = runtime.sum(seen.to(runtime.device)).tolist()
     if (counted, hashed) != (images, _hash_sum(np.arange(images))):
         raise RuntimeError(f"evaluated {counted} of {images} {split.name} images, or some twice: this is a bug")

@@ -91,6 +91,21 @@ class RunFolder:
         owner.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         return lock
 
+    def cut_back(self, sizes: dict[str, int]) -> None:
+        """Cut the journal and TensorBoard's files back to the sizes that they had at a checkpoint.
+
+        Args:
+            sizes: In bytes, by path in this folder; files that it doesn't name are emptied or removed.
+        """
+        if self.metrics.exists():
+            os.truncate(self.metrics, min(sizes.get(self.metrics.name, 0), self.metrics.stat().st_size))
+        for file in self.tensorboard.iterdir() if self.tensorboard.is_dir() else ():
+            size = sizes.get(f"{self.tensorboard.name}/{file.name}")
+            if size is None:
+                file.unlink()
+            else:
+                os.truncate(file, min(size, file.stat().st_size))
+
     def remove_unstarted(self) -> None:
         """Remove what the logs of ranks leave behind where no run ever started."""
         if self.path.is_dir() and not self.config.exists():

@@ -23,6 +23,9 @@ class Plan:
     global_batch: int
     micro_batch: int
     accumulation: int
+    reduction: str
+    first_step: int
+    """Steps done by earlier processes of a resumed run."""
     total_steps: int
     epochs: float
     model: str

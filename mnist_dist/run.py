@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import platform
 import socket
 import sys
-import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -16,12 +16,12 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from mnist_dist import checkpoint
+from mnist_dist import checkpoint, signals
 from mnist_dist import train as loop
 from mnist_dist.config import Config, Resolved
 from mnist_dist.data import Dataset, Sampler, open_dataset
 from mnist_dist.data.transforms import Batches
-from mnist_dist.errors import DeviceMemoryError
+from mnist_dist.errors import CheckpointError, DataError, DeviceMemoryError, NonFiniteError, StoppedError
 from mnist_dist.folder import RunFolder, default_run_folder, write_json
 from mnist_dist.models import build_model, count_parameters
 from mnist_dist.observe import Observers
@@ -29,16 +29,29 @@ from mnist_dist.observe.console import TrainingConsole
 from mnist_dist.observe.journal import Journal
 from mnist_dist.observe.tensorboard import TensorBoard
 from mnist_dist.optim import build_optimizer
-from mnist_dist.reports import EpochReport, Plan, Result
+from mnist_dist.progress import Progress
+from mnist_dist.reduction import Ddp, Exact
+from mnist_dist.reports import Plan, Result
 from mnist_dist.runtime import Runtime, start
 
+CHECKPOINT_FILES = ("meta.json", "model.safetensors", "optimizer.safetensors")
 
-def train(resolved: Resolved, *, run: Path | None = None, console: Console | None = None) -> Result:
+
+def train(
+    resolved: Resolved,
+    *,
+    run: Path | None = None,
+    resume: bool = False,
+    init_from: Path | None = None,
+    console: Console | None = None,
+) -> Result:
     """Train in this process, together with the other ranks where the environment describes a group.
 
     Args:
         resolved: The experiment, from `mnist_dist.config.load`.
-        run: A new folder for everything that the run writes; None makes one below `runs/`.
+        run: A folder for everything that the run writes; None makes one below `runs/`.
+        resume: Continue what the folder holds, from its newest whole checkpoint; else the folder must be new.
+        init_from: A run whose last weights to start from, instead of random ones.
         console: Where rank 0 shows what happens; None is standard output, `Console(quiet=True)` shows nothing.
 
     Returns:
@@ -48,149 +61,221 @@ def train(resolved: Resolved, *, run: Path | None = None, console: Console | Non
         MnistDistError: Its kind says what went wrong; `result.json` says so too if training had begun.
     """
     console = console or Console()
-    options = resolved.config.train
-    dataset = open_dataset(
-        resolved.config.data, seed=options.seed, announce=lambda line: console.print(line, soft_wrap=True)
-    )
+    config, options = resolved.config, resolved.config.train
+    exact = options.reduction == "exact"
+    dataset = open_dataset(config.data, seed=options.seed, announce=lambda line: console.print(line, soft_wrap=True))
     with (
-        start(device=options.device, precision=options.precision, threads=options.threads) as runtime,
+        start(
+            device=options.device,
+            precision=options.precision,
+            threads=options.threads or (1 if exact else None),
+            deterministic=exact,
+        ) as runtime,
         contextlib.ExitStack() as stack,
     ):
         resolved = _settle(resolved, runtime)
-        runtime.agree({"config": resolved.to_yaml(), "data": dataset.sha256, **_versions()})
+        settings = resolved.config.model_dump_json(exclude={"data": {"root"}})
+        runtime.agree({"config": settings, "data": dataset.sha256, **_versions()})
         options.split_batch(runtime.ranks)
         sampler = Sampler(images=len(dataset.train), global_batch=options.global_batch, seed=options.seed)
         folder = RunFolder(Path(runtime.broadcast(str(run or default_run_folder("run")))))
-        observers = runtime.on_first_rank(lambda: _open_folder(folder, resolved, runtime, dataset, console, stack))
-        return _train(resolved.config, dataset, sampler, runtime, folder, observers or Observers())
+        runtime.on_first_rank(
+            lambda: _open_folder(folder, resolved, runtime, dataset, stack, console if resume else None)
+        )
+        model, reduction, optimizer = _build(resolved.config, dataset, runtime)
+        if init_from is not None:
+            _take_weights(init_from, model, runtime)
+        progress = _restore(folder, dataset, runtime, model, optimizer, console) if resume else Progress()
+        observers = runtime.on_first_rank(
+            lambda: _observe(folder, resolved, dataset, console, stack, first_step=progress.step)
+        )
+        parts = loop.Parts(
+            config=resolved.config,
+            dataset=dataset,
+            runtime=runtime,
+            sampler=sampler,
+            batches=_batches(resolved.config, dataset, runtime),
+            model=model,
+            reduction=reduction,
+            optimizer=optimizer,
+            observers=observers or Observers(),
+            save=lambda progress: _save(folder, parts, progress),
+        )
+        parts.observers.plan(_plan(parts, folder, first_step=progress.step))
+        return _train(parts, progress, folder)
 
 
-def _train(
-    config: Config,
-    dataset: Dataset,
-    sampler: Sampler,
-    runtime: Runtime,
-    folder: RunFolder,
-    observers: Observers,
-) -> Result:
+def _build(config: Config, dataset: Dataset, runtime: Runtime) -> tuple[nn.Module, Ddp | Exact, torch.optim.Optimizer]:
+    """Build the network, the way its gradients are reduced, and its optimizer. Every rank."""
     torch.manual_seed(config.train.seed)
+    size, channels = config.data.image_size, config.data.channels
     model = build_model(
         config.model.name,
         classes=len(dataset.classes),
-        channels=config.data.channels,
-        image_size=config.data.image_size,
+        channels=channels,
+        image_size=size,
         dropout=config.model.dropout,
     )
-    prepared = runtime.prepare(model)
+    kind = Exact if config.train.reduction == "exact" else Ddp
+    reduction = kind(runtime, model, global_batch=config.train.global_batch)
+    reduction.warm_up(torch.zeros(1, channels, size, size, device=runtime.device))
     optimizer = build_optimizer(config.optimizer, model.parameters(), fused=runtime.precision.value != "fp16")
-    keeper = _Keeper(config, dataset, runtime, folder, model, optimizer)
-    parts = loop.Parts(
-        config=config,
-        dataset=dataset,
-        runtime=runtime,
-        sampler=sampler,
-        batches={
-            name: Batches(
-                split,
-                mean=dataset.mean,
-                std=dataset.std,
-                device=runtime.device,
-                augmentation=config.data.augment if name == "train" else None,
-                seed=config.train.seed,
-            )
-            for name, split in dataset.splits.items()
-        },
-        model=prepared,
-        optimizer=optimizer,
-        observers=observers,
-        save=keeper.save,
-    )
-    observers.plan(_plan(config, dataset, runtime, folder, count_parameters(model)))
+    return model, reduction, optimizer
+
+
+def _batches(config: Config, dataset: Dataset, runtime: Runtime) -> dict[str, Batches]:
+    return {
+        name: Batches(
+            split,
+            mean=dataset.mean,
+            std=dataset.std,
+            device=runtime.device,
+            augmentation=config.data.augment if name == "train" else None,
+            seed=config.train.seed,
+        )
+        for name, split in dataset.splits.items()
+    }
+
+
+def _take_weights(run: Path, model: nn.Module, runtime: Runtime) -> None:
+    """Start from another run's last weights. Every rank."""
+
+    def read() -> bytes:
+        RunFolder(run).check_run()
+        path = checkpoint.find(RunFolder(run).checkpoints, "last")
+        checkpoint.verify(path)
+        return (path / "model.safetensors").read_bytes()
+
+    checkpoint.restore_model(runtime.broadcast_bytes(runtime.on_first_rank(read) or b""), model, run)
+
+
+def _restore(
+    folder: RunFolder,
+    dataset: Dataset,
+    runtime: Runtime,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    console: Console,
+) -> Progress:
+    """Take up the newest whole checkpoint, and forget what came after it. Every rank.
+
+    Rank 0 reads and hands on, so that the others need no shared disk.
+
+    Raises:
+        CheckpointError: It is of another network or of other classes.
+        DataError: It was trained on other pictures.
+    """
+
+    def read() -> dict[str, bytes]:
+        path = checkpoint.newest_whole(folder.checkpoints, lambda line: console.print(f"warning: {line}"))
+        if path is None:
+            folder.cut_back({})
+            return {}
+        folder.cut_back(checkpoint.read_meta(path)["sizes"])
+        return {name: (path / name).read_bytes() for name in CHECKPOINT_FILES}
+
+    files = runtime.on_first_rank(read) or {}
+    meta_json, weights, state = (runtime.broadcast_bytes(files.get(name, b"")) for name in CHECKPOINT_FILES)
+    if not meta_json:
+        return Progress()
+    meta = json.loads(meta_json)
+    if tuple(meta["classes"]) != dataset.classes:
+        raise CheckpointError(
+            f"{folder.path} was trained on other classes than {dataset.root} has: give it its own data."
+        )
+    if meta["data_sha256"] != dataset.sha256:
+        raise DataError(
+            f"The pictures in {dataset.root} are not those that {folder.path} was trained on: restore them, or start "
+            f"a new run, with --init-from {folder.path} if you want its weights."
+        )
+    checkpoint.restore_model(weights, model, folder.path)
+    checkpoint.restore_optimizer(state, optimizer, model)
+    runtime.restore_scaler(meta["scaler"])
+    return Progress.from_json(meta["progress"])
+
+
+def _train(parts: loop.Parts, progress: Progress, folder: RunFolder) -> Result:
+    """Run the loop and write down how it ended. Every rank."""
+    options, runtime = parts.config.train, parts.runtime
     try:
-        loop.train(parts)
+        with signals.deferred():
+            loop.train(parts, progress)
     except BaseException as error:
-        stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+        stopped = isinstance(error, StoppedError | KeyboardInterrupt | SystemExit)
         with contextlib.suppress(OSError):  # the disk may be full, and the first error is the one to show
-            keeper.write_result("stopped" if stopped else "failed", error=f"{type(error).__name__}: {error}")
+            _write_result(parts, progress, folder, "stopped" if stopped else "failed", error)
         if _is_out_of_memory(error):
-            micro_batch, _ = config.train.split_batch(runtime.ranks)
+            micro_batch, _ = options.split_batch(runtime.ranks)
             raise DeviceMemoryError(
                 f"{runtime.device} has not enough memory for micro-batches of {micro_batch} pictures: set "
-                f"train.micro_batch lower (the result stays that of train.global_batch {config.train.global_batch})."
+                f"train.micro_batch lower (the result stays that of train.global_batch {options.global_batch})."
             ) from error
         raise
-    result = keeper.write_result("finished")
-    observers.result(result)
+    result = _write_result(parts, progress, folder, "finished")
+    parts.observers.result(result)
     return result
 
 
-class _Keeper:
-    """Keeps what a run leaves behind: checkpoints and `result.json`."""
+def _write_result(
+    parts: loop.Parts,
+    progress: Progress,
+    folder: RunFolder,
+    status: Literal["finished", "stopped", "failed"],
+    error: BaseException | None = None,
+) -> Result:
+    """Make the run's result and, on rank 0, write it."""
+    last, images = progress.last, parts.sampler.images
+    result = Result(
+        status=status,
+        run=str(folder.path),
+        step=progress.step,
+        epochs=progress.step * parts.config.train.global_batch / images,
+        seconds=progress.seconds,
+        evaluated=f"{last.test_images}/{len(parts.dataset.test)}" if last else None,
+        metrics=last.metrics() if last else {},
+        best=progress.best,
+        weights_sha256=checkpoint.weights_sha256(parts.model) if status == "finished" else None,
+        error=f"{type(error).__name__}: {error}" if error else None,
+    )
+    if parts.runtime.rank == 0:
+        folder.write_result(result)
+    return result
 
-    def __init__(
-        self,
-        config: Config,
-        dataset: Dataset,
-        runtime: Runtime,
-        folder: RunFolder,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-    ) -> None:
-        self._config, self._dataset, self._runtime, self._folder = config, dataset, runtime, folder
-        self._model, self._optimizer = model, optimizer
-        self._started = time.perf_counter()
-        self._last: EpochReport | None = None
-        self._best: dict[str, float] | None = None
 
-    def save(self, report: EpochReport) -> None:
-        """Write a checkpoint and remove those no longer wanted. Every rank."""
-        self._last = report
-        accuracy = report.validation_accuracy
-        if accuracy is not None and (self._best is None or accuracy > self._best["validation_accuracy"]):
-            self._best = {"epoch": report.epoch, "step": report.step, "validation_accuracy": accuracy}
-        self._runtime.on_first_rank(lambda: self._write(report))
+def _save(folder: RunFolder, parts: loop.Parts, progress: Progress) -> None:
+    """Write a checkpoint and remove those that are no longer wanted. Every rank.
 
-    def write_result(self, status: Literal["finished", "stopped", "failed"], error: str | None = None) -> Result:
-        """Make the run's result and, on rank 0, write it."""
-        last = self._last
-        result = Result(
-            status=status,
-            run=str(self._folder.path),
-            step=last.step if last else 0,
-            epochs=last.step * self._config.train.global_batch / len(self._dataset.train) if last else 0,
-            seconds=time.perf_counter() - self._started,
-            evaluated=f"{last.test_images}/{len(self._dataset.test)}" if last else None,
-            metrics=last.metrics() if last else {},
-            best=self._best,
-            weights_sha256=checkpoint.weights_sha256(self._model) if status == "finished" else None,
-            error=error,
+    Raises:
+        NonFiniteError: A weight is infinite or not a number; nothing is written.
+        StorageError: The disk is full or read-only; earlier checkpoints are whole.
+    """
+    if not all(bool(weights.isfinite().all()) for weights in parts.model.state_dict().values()):
+        raise NonFiniteError(
+            f"After step {progress.step} there are weights that are not finite: a lower optimizer.learning_rate or "
+            f"train.clip_norm usually helps. Earlier checkpoints are whole."
         )
-        if self._runtime.rank == 0:
-            self._folder.write_result(result)
-        return result
 
-    def _write(self, report: EpochReport) -> None:
-        data, folder = self._config.data, self._folder.checkpoints
+    def write() -> None:
         meta: dict[str, Any] = {
-            "epoch": report.epoch,
-            "metrics": report.metrics(),
-            "best": self._best,
-            "seconds": time.perf_counter() - self._started,
-            "scaler": self._runtime.scaler_state(),
-            "classes": self._dataset.classes,
-            "model": self._config.model.model_dump(),
+            "progress": progress.to_json(),
+            "sizes": parts.observers.sizes(),
+            "scaler": parts.runtime.scaler_state(),
+            "classes": parts.dataset.classes,
+            "model": parts.config.model.model_dump(),
             "preprocessing": {
-                "image_size": data.image_size,
-                "channels": data.channels,
-                "mean": self._dataset.mean,
-                "std": self._dataset.std,
+                "image_size": parts.config.data.image_size,
+                "channels": parts.config.data.channels,
+                "mean": parts.dataset.mean,
+                "std": parts.dataset.std,
             },
-            "data_sha256": self._dataset.sha256,
+            "data_sha256": parts.dataset.sha256,
             "versions": _versions(),
         }
-        checkpoint.write(folder, report.step, self._model, self._optimizer, meta)
-        best = int(self._best["step"]) if self._best else None
-        checkpoint.prune(folder, keep=self._config.checkpoint.keep, best=best)
+        checkpoint.write(folder.checkpoints, progress.step, parts.model, parts.optimizer, meta)
+        best = int(progress.best["step"]) if progress.best else None
+        checkpoint.prune(folder.checkpoints, keep=parts.config.checkpoint.keep, best=best)
+
+    parts.runtime.on_first_rank(write)
 
 
 def _settle(resolved: Resolved, runtime: Runtime) -> Resolved:
@@ -212,13 +297,25 @@ def _open_folder(
     resolved: Resolved,
     runtime: Runtime,
     dataset: Dataset,
-    console: Console,
     stack: contextlib.ExitStack,
-) -> Observers:
-    """Make the run folder, lock it and start observing; all is undone with the stack. Rank 0 alone."""
-    folder.check_new()
+    console: Console | None,
+) -> None:
+    """Make the run folder or come back to it, and lock it until the stack is undone. Rank 0 alone.
+
+    Args:
+        folder: It must be new, unless there is a console.
+        resolved: Saved in a new folder.
+        runtime: Described in `environment.json`.
+        dataset: Likewise.
+        stack: Releases the lock.
+        console: Of a run that may be resumed: told what has changed that decides on its bits.
+    """
+    if console is None:
+        folder.check_new()
     stack.callback(folder.lock().release)
-    folder.config.write_text(resolved.to_yaml(), encoding="utf-8")
+    folder.result.unlink(missing_ok=True)
+    if not folder.config.exists():
+        folder.config.write_text(resolved.to_yaml(), encoding="utf-8")
     environment = {
         "command": sys.argv,
         "host": socket.gethostname(),
@@ -232,8 +329,38 @@ def _open_folder(
         "data_sha256": dataset.sha256,
         "versions": _versions(),
     }
+    if console is not None and folder.environment.exists():
+        _warn_of_changes(json.loads(folder.environment.read_text(encoding="utf-8")), environment, console)
     write_json(folder.environment, environment)
-    page = TensorBoard(folder.tensorboard, config=resolved.config, config_yaml=resolved.to_yaml(), dataset=dataset)
+
+
+def _warn_of_changes(was: dict[str, Any], now: dict[str, Any], console: Console) -> None:
+    """Say what is not as it was, of all that decides on a run's bits besides its config."""
+    facts = [(name, was.get(name), now[name]) for name in ("device_name", "precision", "threads", "ranks")]
+    facts += [(name, was["versions"].get(name), version) for name, version in now["versions"].items()]
+    for name, before, after in facts:
+        if before != after:
+            text = f"warning: {name} is {after}, and was {before}: the run goes on, but perhaps with other rounding"
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _observe(
+    folder: RunFolder,
+    resolved: Resolved,
+    dataset: Dataset,
+    console: Console,
+    stack: contextlib.ExitStack,
+    *,
+    first_step: int,
+) -> Observers:
+    """Start observing until the stack is undone. Rank 0 alone."""
+    page = TensorBoard(
+        folder.tensorboard,
+        config=resolved.config,
+        config_yaml=resolved.to_yaml(),
+        dataset=dataset,
+        first_step=first_step,
+    )
     observers = Observers((TrainingConsole(console), Journal(folder.metrics), page))
     stack.callback(observers.close)
     return observers
@@ -245,9 +372,9 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
-def _plan(config: Config, dataset: Dataset, runtime: Runtime, folder: RunFolder, parameters: int) -> Plan:
+def _plan(parts: loop.Parts, folder: RunFolder, *, first_step: int) -> Plan:
+    config, dataset, runtime = parts.config, parts.dataset, parts.runtime
     micro_batch, accumulation = config.train.split_batch(runtime.ranks)
-    total_steps = config.train.total_steps(len(dataset.train))
     return Plan(
         run=str(folder.path),
         device=runtime.device_choice.value,
@@ -259,10 +386,12 @@ def _plan(config: Config, dataset: Dataset, runtime: Runtime, folder: RunFolder,
         global_batch=config.train.global_batch,
         micro_batch=micro_batch,
         accumulation=accumulation,
-        total_steps=total_steps,
+        reduction=config.train.reduction,
+        first_step=first_step,
+        total_steps=config.train.total_steps(len(dataset.train)),
         epochs=config.train.epochs,
         model=config.model.name,
-        parameters=parameters,
+        parameters=count_parameters(parts.model),
         optimizer=f"{config.optimizer.name}, learning rate {config.optimizer.learning_rate:g}",
         schedule=config.schedule.name,
         augmentation=", ".join(f"{name} {value:g}" for name, value in config.data.augment if value) or "none",

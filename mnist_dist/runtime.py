@@ -9,8 +9,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed
@@ -21,19 +20,11 @@ from torch import Tensor, nn
 
 from mnist_dist import errors
 from mnist_dist.config.schema import Device, Precision
+from mnist_dist.device import Choice, choose_device, choose_precision, default_generator, refuse_overrides
 from mnist_dist.errors import ConfigError
 from mnist_dist.worker import RENDEZVOUS, worker_of
 
 T = TypeVar("T")
-Dtype = Literal["fp32", "bf16", "fp16"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """Something that was decided at the start, and why."""
-
-    value: str
-    reason: str
 
 
 class Runtime:
@@ -44,7 +35,7 @@ class Runtime:
 
     def __init__(self, accelerator: Accelerator, device: Choice, precision: Choice, threads: int) -> None:
         self._accelerator = accelerator
-        self._generator = _default_generator(accelerator.device)
+        self._generator = default_generator(accelerator.device)
         self.device: torch.device = accelerator.device
         self.device_choice = device
         self.precision = precision
@@ -97,6 +88,16 @@ class Runtime:
             scaler.update()
         optimizer.zero_grad()
 
+    def scale(self, loss: Tensor) -> Tensor:
+        """Scale a loss under fp16, for a gradient that is computed by hand."""
+        scaler = self._accelerator.scaler
+        return loss if scaler is None else scaler.scale(loss)
+
+    def restore_scaler(self, state: dict[str, Any] | None) -> None:
+        """Take up the gradient scaler's state of a checkpoint."""
+        if self._accelerator.scaler is not None and state is not None:
+            self._accelerator.scaler.load_state_dict(state)
+
     def scaler_state(self) -> dict[str, Any] | None:
         """Get the gradient scaler's state under fp16, else None."""
         scaler = self._accelerator.scaler
@@ -109,19 +110,36 @@ class Runtime:
             torch.distributed.all_reduce(total)
         return total
 
-    def broadcast(self, record: Any) -> Any:
-        """Give every rank rank 0's record, as JSON bytes. Every rank; the others' argument is ignored."""
+    def gather(self, values: Tensor) -> list[Tensor]:
+        """Collect a tensor of the same shape from every rank, in the ranks' order. Every rank."""
         if self.ranks == 1:
-            return record
-        content = json.dumps(record).encode() if self.rank == 0 else b""
+            return [values]
+        gathered = [torch.empty_like(values) for _ in range(self.ranks)]
+        torch.distributed.all_gather(gathered, values)
+        return gathered
+
+    def broadcast(self, record: Any) -> Any:
+        """Give every rank rank 0's record, as JSON. Every rank; the others' argument is ignored."""
+        return json.loads(self.broadcast_bytes(json.dumps(record).encode()))
+
+    def broadcast_bytes(self, content: bytes) -> bytes:
+        """Give every rank rank 0's bytes. Every rank; the others' argument is ignored."""
+        if self.ranks == 1:
+            return content
         length = torch.tensor([len(content)], device=self.device)
         torch.distributed.broadcast(length, 0)
         buffer = torch.zeros(int(length), dtype=torch.uint8)
-        if self.rank == 0:
+        if self.rank == 0 and content:
             buffer = torch.frombuffer(bytearray(content), dtype=torch.uint8)
         buffer = buffer.to(self.device)
         torch.distributed.broadcast(buffer, 0)
-        return json.loads(buffer.cpu().numpy().tobytes())
+        return buffer.cpu().numpy().tobytes()
+
+    def maximum(self, value: int) -> int:
+        """Find the largest of the ranks' numbers. Every rank."""
+        vote = Vote(self)
+        vote.cast(value)
+        return vote.result()
 
     def agree(self, facts: Mapping[str, str]) -> None:
         """Make sure that all ranks have the same facts. Every rank, with the same names.
@@ -133,9 +151,7 @@ class Runtime:
             return
         digests = [int.from_bytes(hashlib.sha256(value.encode()).digest()[:7]) for value in facts.values()]
         mine = torch.tensor(digests, dtype=torch.int64, device=self.device)
-        gathered = [torch.empty_like(mine) for _ in range(self.ranks)]
-        torch.distributed.all_gather(gathered, mine)
-        table = torch.stack(gathered).cpu()  # (ranks, facts)
+        table = torch.stack(self.gather(mine)).cpu()  # (ranks, facts)
         for column, name in enumerate(facts):
             others = [str(rank) for rank in range(self.ranks) if table[rank, column] != table[0, column]]
             if others:
@@ -179,9 +195,36 @@ class Runtime:
         GradientState._reset_state()
 
 
+class Vote:
+    """The largest of the ranks' numbers, found out on the CPUs while the devices compute."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._ranks = runtime.ranks
+        self._value = torch.zeros(1, dtype=torch.int64)
+        self._pending: torch.distributed.Work | None = None
+
+    def cast(self, value: int) -> None:
+        """Hand in this rank's number. Every rank; the result is there later."""
+        self._value.fill_(value)
+        if self._ranks > 1:
+            self._pending = torch.distributed.all_reduce(self._value, op=torch.distributed.ReduceOp.MAX, async_op=True)
+
+    def result(self) -> int:
+        """Get the largest number of the vote that was last cast; 0 where none was."""
+        if self._pending is not None:
+            self._pending.wait()
+            self._pending = None
+        return int(self._value)
+
+
 @contextlib.contextmanager
 def start(
-    *, device: Device, precision: Precision, threads: int | None, timeout_seconds: float = 1800
+    *,
+    device: Device,
+    precision: Precision,
+    threads: int | None,
+    deterministic: bool = False,
+    timeout_seconds: float = 1800,
 ) -> Iterator[Runtime]:
     """Join the group of processes that the environment describes, alone where it describes none.
 
@@ -191,6 +234,7 @@ def start(
         device: `auto` takes CUDA, else MPS, else the CPU.
         precision: `auto` takes what suits the device.
         threads: CPU threads of this process; None leaves what the environment set.
+        deterministic: Let CUDA use only kernels that give the same bits every time, without TF32.
         timeout_seconds: How long a rank waits for the others.
 
     Raises:
@@ -199,13 +243,15 @@ def start(
     """
     device_choice = choose_device(device)
     precision_choice = choose_precision(precision, device_choice.value)
-    _refuse_overrides()
+    refuse_overrides()
     worker = worker_of(os.environ)
     ranks = worker.ranks if worker else 1
     if device_choice.value == "mps" and ranks > 1:
         raise ConfigError(f"MPS serves one process, not {ranks}: use --processes 1 or --device cpu.")
     former_threads = torch.get_num_threads()
     with contextlib.ExitStack() as stack:
+        if deterministic and device_choice.value == "cuda":
+            stack.enter_context(_deterministic_cuda())
         if ranks > 1:
             _join_group(device_choice.value, ranks, timeout_seconds)
         else:
@@ -232,6 +278,21 @@ def start(
 
 
 @contextlib.contextmanager
+def _deterministic_cuda() -> Iterator[None]:
+    """Give up speed on CUDA for the same bits every time."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    former = (torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
+    torch.backends.cudnn.benchmark = torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = former[:2]
+        torch.backends.cuda.matmul.allow_tf32 = former[2]
+
+
+@contextlib.contextmanager
 def _without(*variables: str) -> Iterator[None]:
     """Hide environment variables from Accelerate for a while."""
     hidden = {name: os.environ.pop(name) for name in variables if name in os.environ}
@@ -253,91 +314,9 @@ def _join_group(device: str, ranks: int, timeout_seconds: float) -> None:
     )
 
 
-def choose_device(wanted: Device) -> Choice:
-    """Decide on the kind of device.
-
-    Raises:
-        ConfigError: A GPU was asked for by name and there is none, or fewer than this machine's processes.
-    """
-    has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    if wanted == "cuda" and not has_cuda:
-        raise ConfigError("--device cuda: no CUDA GPU is visible here. Use --device auto or cpu, or see nvidia-smi.")
-    if wanted == "mps" and not has_mps:
-        raise ConfigError("--device mps: there is no Apple GPU here. Use --device auto or cpu.")
-    if wanted == "cpu":
-        return Choice(value="cpu", reason="as asked")
-    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on"):
-        if wanted != "auto":
-            raise ConfigError(f"--device is {wanted}, but ACCELERATE_USE_CPU is set: give only one of them.")
-        return Choice(value="cpu", reason="from ACCELERATE_USE_CPU")
-    if wanted == "cuda" or (wanted == "auto" and has_cuda):
-        _refuse_sharing(torch.cuda.device_count())
-        return Choice(value="cuda", reason=torch.cuda.get_device_name())
-    if wanted == "mps" or has_mps:
-        return Choice(value="mps", reason="Apple GPU")
-    return Choice(value="cpu", reason="no GPU found")
-
-
-def choose_precision(wanted: Precision, device: str) -> Choice:
-    """Decide on the arithmetic: under `auto` a pure function of the hardware.
-
-    Raises:
-        ConfigError: fp16 without CUDA, or a contradiction with ACCELERATE_MIXED_PRECISION.
-    """
-    reason = "as asked"
-    ours: dict[str, Dtype] = {"fp16": "fp16", "bf16": "bf16", "no": "fp32", "": "fp32"}
-    variable = os.environ.get("ACCELERATE_MIXED_PRECISION", "").lower()
-    if variable not in ours:
-        raise ConfigError(f"ACCELERATE_MIXED_PRECISION is {variable!r}, which this program has no use for: unset it.")
-    if variable not in ("", "no"):
-        if wanted not in ("auto", ours[variable]):
-            raise ConfigError(
-                f"train.precision is {wanted}, but ACCELERATE_MIXED_PRECISION is {variable}: give only one of them."
-            )
-        wanted, reason = ours[variable], "from ACCELERATE_MIXED_PRECISION"
-    if wanted == "fp16" and device != "cuda":
-        raise ConfigError(f"fp16 needs a CUDA GPU, and this run is on {device}: use --precision bf16, fp32 or auto.")
-    if wanted != "auto":
-        return Choice(value=wanted, reason=reason)
-    if device != "cuda":
-        return Choice(value="fp32", reason=f"the safe choice on {device}")
-    if torch.cuda.is_bf16_supported(including_emulation=False):
-        return Choice(value="bf16", reason="this GPU computes it natively")
-    return Choice(value="fp16", reason="this GPU has no native bf16")
-
-
 def _is_lost_peer(error: RuntimeError) -> bool:
     """Tell a collective that failed because another rank is gone."""
     return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
-
-
-def _refuse_sharing(devices: int) -> None:
-    """Accelerate would let two ranks share a GPU silently."""
-    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if local_ranks > devices:
-        raise ConfigError(
-            f"{local_ranks} processes on this machine cannot have a GPU each: {devices} visible. "
-            f"Use --processes {devices}, or --device cpu."
-        )
-
-
-def _refuse_overrides() -> None:
-    """Accelerate lets these variables override explicit arguments."""
-    for variable, neutral in (("GRADIENT_ACCUMULATION_STEPS", "1"), ("DYNAMO_BACKEND", "no")):
-        value = os.environ.get(f"ACCELERATE_{variable}", neutral)
-        if value.lower() != neutral:
-            raise ConfigError(
-                f"ACCELERATE_{variable} is {value}, and it would override this run's settings: unset it"
-                + (" and set train.micro_batch instead." if variable.startswith("GRADIENT") else ".")
-            )
-
-
-def _default_generator(device: torch.device) -> torch.Generator:
-    if device.type == "cuda":
-        return torch.cuda.default_generators[device.index or 0]
-    if device.type == "mps":
-        return torch.mps._get_default_mps_generator()
-    return torch.default_generator
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,16 +11,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mnist_dist import signals
 from mnist_dist.config import Config
 from mnist_dist.data import Dataset, Sampler, shares
 from mnist_dist.data.transforms import Batches
-from mnist_dist.errors import NonFiniteError
+from mnist_dist.errors import NonFiniteError, StoppedError
 from mnist_dist.evaluate import evaluate
 from mnist_dist.keyed import Purpose, keyed_hash
 from mnist_dist.observe import Observers
 from mnist_dist.optim import lr_at
-from mnist_dist.reports import EpochReport, StepReport
-from mnist_dist.runtime import Runtime
+from mnist_dist.progress import Clock, Progress
+from mnist_dist.reduction import Ddp, Exact
+from mnist_dist.reports import EpochReport
+from mnist_dist.runtime import Runtime, Vote
+
+SAVE = 1 << 16
+"""A vote to save; smaller ones are the numbers of signals, which save as well."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,147 +40,147 @@ class Parts:
     batches: dict[str, Batches]
     """By split."""
     model: nn.Module
-    """Prepared: with several ranks it is wrapped in DDP."""
+    """As it is evaluated and saved."""
+    reduction: Ddp | Exact
     optimizer: torch.optim.Optimizer
     observers: Observers
-    save: Callable[[EpochReport], None]
+    save: Callable[[Progress], None]
     """Writes a checkpoint; every rank calls it."""
 
 
-def train(parts: Parts) -> EpochReport:
-    """Train from the first step to the last, evaluating and saving at each epoch's end. Every rank.
-
-    Returns:
-        The last epoch's report.
+def train(parts: Parts, progress: Progress) -> None:
+    """Train from where `progress` stands to the last step, evaluating and saving at each epoch's end. Every rank.
 
     Raises:
         NonFiniteError: A loss became infinite or not a number; nothing is saved from then on.
+        StoppedError: A signal came; a checkpoint is saved.
     """
-    config, runtime, sampler = parts.config.train, parts.runtime, parts.sampler
+    config, runtime, sampler, reduction = parts.config.train, parts.runtime, parts.sampler, parts.reduction
     micro_batch, accumulation = config.split_batch(runtime.ranks)
     total_steps = config.total_steps(sampler.images)
-    model, unwrapped, batches = parts.model, runtime.unwrap(parts.model), parts.batches["train"]
-    window, epoch_totals = Totals(runtime), Totals(runtime)
-    epoch_started = time.perf_counter()
+    mine = {"rank": runtime.rank, "ranks": runtime.ranks, "micro_batch": micro_batch}
+    losses: list[Tensor] = []  # of each micro-batch of this rank, on the device, until the next look at them
+    sums: list[Tensor] = []  # (2,) loss and number correct of each step, likewise
+    vote, clock = Vote(runtime), Clock(parts.config.checkpoint.every_minutes)
 
-    for step in range(total_steps):
-        rate = lr_at(
-            step,
-            parts.config.schedule,
-            peak=parts.config.optimizer.learning_rate,
-            total_steps=total_steps,
-            epoch_steps=sampler.images / config.global_batch,
-        )
-        for group in parts.optimizer.param_groups:
-            group["lr"] = rate
+    while True:
+        ends = (sampler.epoch_end(sampler.epoch_of(progress.step - 1)), total_steps)
+        if progress.epoch.images and progress.step in ends:
+            _finish_epoch(parts, progress, _set_rate(parts, progress.step - 1, total_steps))
+            clock.restart()
+        if progress.step == total_steps:
+            vote.result()
+            return
 
-        images, epochs = (
-            shares(batch, rank=runtime.rank, ranks=runtime.ranks, micro_batch=micro_batch)
-            for batch in sampler.batch(step)
-        )  # (accumulation, micro_batch) each
+        step = progress.step
+        rate = _set_rate(parts, step, total_steps)
+        images, epochs = (shares(batch, **mine) for batch in sampler.batch(step))  # (accumulation, micro_batch)
         for micro in range(accumulation):
-            pixels, labels = batches.take(images[micro], epochs[micro])
+            pixels, labels = parts.batches["train"].take(images[micro], epochs[micro])
             runtime.seed(_dropout_seed(config.seed, step, runtime.rank * accumulation + micro))
-            with runtime.accumulate(model, last=micro == accumulation - 1):
-                logits = model(pixels)  # (micro_batch, K)
+            with reduction.micro_batch(last=micro == accumulation - 1):
+                logits = reduction.model(pixels)  # (micro_batch, K)
                 loss = functional.cross_entropy(logits, labels, reduction="sum")
-                runtime.backward(loss * (runtime.ranks / config.global_batch))  # DDP divides by ranks
-            window.add(loss.detach(), (logits.argmax(dim=1) == labels).sum())
+                reduction.backward(loss, (logits.argmax(dim=1) == labels).sum())
+            losses.append(loss.detach())
+        sums.append(reduction.finish())
         runtime.step(parts.optimizer, clip_norm=config.clip_norm)
 
-        done, epoch = step + 1, sampler.epoch_of(step)
-        epoch_ends = done in (sampler.epoch_end(epoch), total_steps)
+        progress.step = done = step + 1
         parts.observers.progress(done)
-        if not epoch_ends and done % config.log_every:
-            continue
-
-        window.close(images=(done - window.first_step) * config.global_batch)  # waits for the device
-        epoch_totals.include(window)
-        closed, window = window, Totals(runtime, first_step=done)
-        if not math.isfinite(closed.loss):
-            raise NonFiniteError(_divergence(f"The training loss of steps {closed.first_step + 1} to {done}", rate))
-        parts.observers.step(
-            StepReport(
-                step=done,
-                epoch=epoch + 1,
-                loss=closed.loss,
-                accuracy=closed.accuracy,
-                learning_rate=rate,
-                images_per_second=closed.images / closed.seconds,
-            )
+        epoch = sampler.epoch_of(step)
+        epoch_ends = done in (sampler.epoch_end(epoch), total_steps)
+        decision = vote.result()  # of the vote that was cast a step ago
+        stops = 0 < decision < SAVE
+        saves = stops or (
+            not epoch_ends and (decision == SAVE or done % (parts.config.checkpoint.every_steps or done + 1) == 0)
         )
-        if epoch_ends:
-            evaluations = {
-                name: evaluate(unwrapped, parts.batches[name], split, runtime)
-                for name, split in parts.dataset.splits.items()
-                if name != "train"
-            }
-            test, validation = evaluations["test"], evaluations.get("validation")
-            if not math.isfinite(test.loss):
-                raise NonFiniteError(_divergence(f"The test loss after step {done}", rate))
-            report = EpochReport(
-                epoch=epoch + 1,
-                step=done,
-                images=epoch_totals.images,
-                train_loss=epoch_totals.loss,
-                train_accuracy=epoch_totals.accuracy,
-                test_images=test.images,
-                test_loss=test.loss,
-                test_accuracy=test.accuracy,
-                validation_loss=validation.loss if validation else None,
-                validation_accuracy=validation.accuracy if validation else None,
-                images_per_second=epoch_totals.images / epoch_totals.seconds,
-                seconds=time.perf_counter() - epoch_started,
-                learning_rate=rate,
+        reports = epoch_ends or done % config.log_every == 0
+        if reports or saves:
+            rows = reduction.collect(torch.stack(sums))  # waits for the device, adds over ranks
+            _refuse_non_finite(parts, rows, losses, done, rate)
+            progress.add_steps(rows, images_per_step=config.global_batch, seconds=clock.lap())
+            sums.clear()
+            losses.clear()
+        if reports:
+            parts.observers.step(progress.report_window(epoch=epoch + 1, learning_rate=rate))
+        if saves:
+            parts.save(progress)
+            clock.restart()
+        if stops:
+            raise StoppedError(
+                f"Stopped by {signal.Signals(decision).name} after step {done} of {total_steps}.", decision
             )
-            epoch_started, epoch_totals = time.perf_counter(), Totals(runtime)
-            parts.observers.epoch(report, test)
-            parts.save(report)
-            window = Totals(runtime, first_step=done)
-    return report
+        vote.cast(signals.pending() or (SAVE if clock.save_is_due() else 0))
 
 
-class Totals:
-    """Sums and counts of training over some steps; divided only when they are read."""
+def _finish_epoch(parts: Parts, progress: Progress, rate: float) -> None:
+    """Evaluate, report and save an epoch whose last step is done. Every rank."""
+    try:
+        evaluations = {
+            name: evaluate(parts.model, parts.batches[name], split, parts.runtime, signals.pending)
+            for name, split in parts.dataset.splits.items()
+            if name != "train"
+        }
+    except StoppedError as stopped:
+        parts.save(progress)  # a resume begins with the evaluation
+        raise StoppedError(f"{stopped} A resume does it first.", stopped.exit_code - 128) from None
+    test, validation = evaluations["test"], evaluations.get("validation")
+    if not math.isfinite(test.loss):
+        raise NonFiniteError(_divergence(f"The test loss after step {progress.step}", rate))
+    report = EpochReport(
+        epoch=parts.sampler.epoch_of(progress.step - 1) + 1,
+        step=progress.step,
+        images=progress.epoch.images,
+        train_loss=progress.epoch.loss,
+        train_accuracy=progress.epoch.accuracy,
+        test_images=test.images,
+        test_loss=test.loss,
+        test_accuracy=test.accuracy,
+        validation_loss=validation.loss if validation else None,
+        validation_accuracy=validation.accuracy if validation else None,
+        images_per_second=progress.epoch.images_per_second,
+        seconds=progress.seconds_of_epoch(),
+        learning_rate=rate,
+    )
+    progress.finish_epoch(report)
+    parts.observers.epoch(report, test)
+    parts.save(progress)
 
-    def __init__(self, runtime: Runtime, *, first_step: int = 0) -> None:
-        self.first_step = first_step
-        self.images = 0
-        self.seconds = 0.0
-        self._runtime = runtime
-        self._on_device = torch.zeros(2, dtype=runtime.sum_dtype, device=runtime.device)
-        self._sums = [0.0, 0.0]
-        self._started = time.perf_counter()
 
-    @property
-    def loss(self) -> float:
-        """Mean cross-entropy in nats."""
-        return self._sums[0] / self.images
-
-    @property
-    def accuracy(self) -> float:
-        """Share classified correctly while training, in [0, 1]."""
-        return self._sums[1] / self.images
-
-    def add(self, loss: Tensor, correct: Tensor) -> None:
-        """Add a micro-batch's summed loss and number correct, without waiting for the device."""
-        self._on_device += torch.stack([loss, correct])
-
-    def close(self, *, images: int) -> None:
-        """Add up over ranks and stop the clock. Every rank; waits for the device."""
-        self._sums = self._runtime.sum(self._on_device).tolist()
-        self.images = images
-        self.seconds = time.perf_counter() - self._started
-
-    def include(self, other: Totals) -> None:
-        """Add closed totals to these."""
-        self._sums = [mine + theirs for mine, theirs in zip(self._sums, other._sums, strict=True)]
-        self.images += other.images
-        self.seconds += other.seconds
+def _set_rate(parts: Parts, step: int, total_steps: int) -> float:
+    rate = lr_at(
+        step,
+        parts.config.schedule,
+        peak=parts.config.optimizer.learning_rate,
+        total_steps=total_steps,
+        epoch_steps=parts.sampler.images / parts.config.train.global_batch,
+    )
+    for group in parts.optimizer.param_groups:
+        group["lr"] = rate
+    return rate
 
 
 def _dropout_seed(seed: int, step: int, micro_batch: int) -> int:
     return int(keyed_hash(Purpose.DROPOUT, seed, step, micro_batch)[0] >> 1)
+
+
+def _refuse_non_finite(parts: Parts, rows: list[list[float]], losses: list[Tensor], done: int, rate: float) -> None:
+    """Find the first step whose loss is not finite, and the micro-batch that it comes from. Every rank."""
+    bad = next((row for row, (loss, _) in enumerate(rows) if not math.isfinite(loss)), None)
+    if bad is None:
+        return
+    micro_batch, accumulation = parts.config.train.split_batch(parts.runtime.ranks)
+    pieces = parts.runtime.ranks * accumulation
+    mine = torch.stack(losses[bad * accumulation : (bad + 1) * accumulation]).isfinite().tolist()
+    first = mine.index(False) if False in mine else pieces
+    piece = pieces - parts.runtime.maximum(pieces - min(pieces, parts.runtime.rank * accumulation + first))
+    step = done - len(rows) + bad
+    images, _ = parts.sampler.batch(step)
+    files = [parts.dataset.train.file(image) for image in images[piece * micro_batch : (piece + 1) * micro_batch]]
+    more = f" and {len(files) - 8} more" if len(files) > 8 else ""
+    where = f" (first in micro-batch {piece} of {pieces}: {', '.join(files[:8])}{more})"
+    raise NonFiniteError(_divergence(f"The training loss of step {step + 1}{where}", rate))
 
 
 def _divergence(what: str, rate: float) -> str:

@@ -19,12 +19,13 @@ from mnist_dist.data import Dataset, Split, open_dataset
 from mnist_dist.data.pictures import UNREADABLE, decode
 from mnist_dist.data.sources import is_picture, walk
 from mnist_dist.data.transforms import Batches, Normalise
+from mnist_dist.device import choose_device
 from mnist_dist.errors import CheckpointError, DataError
 from mnist_dist.evaluate import batch_size, evaluate
 from mnist_dist.folder import RunFolder
 from mnist_dist.models import build_model
 from mnist_dist.reports import Evaluation
-from mnist_dist.runtime import Runtime, choose_device
+from mnist_dist.runtime import Runtime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

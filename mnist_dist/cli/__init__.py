@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import sys
-from types import FrameType
 
+from mnist_dist import signals
 from mnist_dist.errors import MnistDistError, StorageError, WorkerError
 from mnist_dist.worker import RENDEZVOUS
 
 
 def main() -> None:
     """Run the command line and exit with the code that the contract gives the outcome."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
+    signals.install()
     code = _run()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -49,8 +47,3 @@ def _complain(error: MnistDistError) -> None:
     if isinstance(error, WorkerError) and RENDEZVOUS in os.environ:
         return  # an echo: our launcher, which started this rank, shows the cause
     print(f"error: {error}", file=sys.stderr)
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_IGN)  # it may be delivered twice
-    raise SystemExit(128 + number)

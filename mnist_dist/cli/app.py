@@ -16,6 +16,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("train")(training.train)
+app.command("resume")(training.resume)
 app.command("evaluate")(results.evaluate)
 app.command("predict")(results.predict)
 app.command("show")(results.show)

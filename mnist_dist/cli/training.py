@@ -1,4 +1,4 @@
-"""`train`."""
+"""`train` and `resume`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from mnist_dist.worker import RENDEZVOUS
 
 if TYPE_CHECKING:
     from mnist_dist.config import Resolved, Setting
+    from mnist_dist.folder import RunFolder
 
 QUICK = "quick"
 
@@ -50,13 +51,19 @@ def train(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any config key; repeatable.")
     ] = None,
+    resume_: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in that folder if there is one with this config.")
+    ] = False,
+    init_from: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Start from that run's weights (not its optimizer or step).")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and stop.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the result as JSON; all else goes to standard error.")
     ] = False,
 ) -> None:
     """Train, evaluating and saving at the end of each epoch."""
-    from mnist_dist.cli.processes import choose_ranks, run_group, this_worker
+    from mnist_dist.cli.processes import choose_ranks, this_worker
     from mnist_dist.config import load, parse_setting
     from mnist_dist.folder import RunFolder, default_run_folder
 
@@ -80,19 +87,90 @@ def train(
         if worker is None or worker.rank == 0:
             _print_dry_run(resolved, ranks)
         return
-    if worker is not None:
-        _work(resolved, run, as_json=as_json)
-        return
-
+    if resume_ and run is None:
+        raise ConfigError("--resume needs --run: the folder of the run to continue, or to start.")
     folder = RunFolder(run or default_run_folder(Path(source).stem if source else "train"))
-    folder.check_new()
+    if resume_ and folder.config.exists():
+        resolved = _continue(folder, resolved)
+        if worker is None and _is_finished(folder):
+            return
+    elif worker is None:
+        folder.check_new()
+    if init_from is not None:
+        RunFolder(init_from).check_run()
+    if worker is not None:
+        _work(resolved, folder.path if run else None, resume=resume_, init_from=init_from, as_json=as_json)
+    else:
+        _supervise(resolved, folder, ranks, extra=() if run else ("--run", str(folder.path)), as_json=as_json)
+
+
+def resume(
+    run: Annotated[Path, typer.Argument(help="A folder that `train` made.")],
+    processes: Annotated[
+        int | None, typer.Option("--processes", "-n", min=1, help="Processes to start.", show_default="one a GPU, or 1")
+    ] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda", "mps"] | None, typer.Option(help="train.device.")] = None,
+    data: Annotated[str | None, typer.Option(help="Where the run's pictures are now.")] = None,
+) -> None:
+    """Continue a run to its end, from its newest whole checkpoint."""
+    from mnist_dist.cli.processes import choose_ranks, this_worker
+    from mnist_dist.config import load
+    from mnist_dist.folder import RunFolder
+
+    worker = this_worker(processes)
+    folder = RunFolder(run)
+    folder.check_run()
+    if worker is None and _is_finished(folder):
+        return
+    settings = _given({"data.root": ("--data", data), "train.device": ("--device", device)})
+    resolved = load(folder.config, tuple(settings))
+    if worker is not None:
+        _work(resolved, run, resume=True, init_from=None, as_json=False)
+        return
+    ranks = choose_ranks(processes, resolved.config.train.device)
+    resolved.config.train.split_batch(ranks)
+    _supervise(resolved, folder, ranks, extra=(), as_json=False)
+
+
+def _continue(folder: RunFolder, asked: Resolved) -> Resolved:
+    """Take the saved config of a run, if it is the one that is asked for.
+
+    Raises:
+        ConfigError: It differs; the message names the keys.
+    """
+    from mnist_dist.config import load
+    from mnist_dist.config.resolve import differences
+
+    saved = load(folder.config)
+    found = differences(saved.config, asked.config)
+    if found:
+        raise ConfigError(
+            f"--resume: {folder.path} has another config ({'; '.join(found)}). Give the same, or another --run; "
+            f"`mnist-dist resume {folder.path}` continues it as it is."
+        )
+    return saved
+
+
+def _is_finished(folder: RunFolder) -> bool:
+    """Tell whether a run is at its end already, and say so."""
+    if not folder.result.is_file() or folder.read_result()["status"] != "finished":
+        return False
+    typer.echo(f"{folder.path} is finished: {folder.read_result()['step']} steps. Nothing to do.")
+    return True
+
+
+def _supervise(resolved: Resolved, folder: RunFolder, ranks: int, *, extra: tuple[str, ...], as_json: bool) -> None:
+    """Start the ranks and exit with their code."""
+    from mnist_dist.cli.processes import run_group
+
+    options = resolved.config.train
     code = ConfigError.exit_code
     try:
         code = run_group(
             ranks=ranks,
             log=folder.log,
-            threads=resolved.config.train.threads,
-            extra=() if run else ("--run", str(folder.path)),
+            threads=options.threads or (1 if options.reduction == "exact" else None),
+            extra=extra,
             meanwhile=lambda: _open_data(resolved, err=as_json),  # the ranks import torch at the same time
         )
     finally:
@@ -107,13 +185,13 @@ def _given(flags: Mapping[str, tuple[str, object]]) -> list[Setting]:
     return [Setting(key=key, value=value, origin=flag) for key, (flag, value) in flags.items() if value is not None]
 
 
-def _work(resolved: Resolved, run: Path | None, *, as_json: bool) -> None:
+def _work(resolved: Resolved, run: Path | None, *, resume: bool, init_from: Path | None, as_json: bool) -> None:
     """Train as one rank of a group; rank 0 prints."""
     from rich.console import Console
 
     from mnist_dist.run import train
 
-    result = train(resolved, run=run, console=Console(stderr=as_json))
+    result = train(resolved, run=run, resume=resume, init_from=init_from, console=Console(stderr=as_json))
     if as_json and int(os.environ.get("RANK", "0")) == 0:
         typer.echo(json.dumps(result.to_json()))
 

@@ -77,6 +77,17 @@ def load(source: str | Path | None = None, overrides: tuple[Setting, ...] = ()) 
         raise ConfigError("\n".join(dict.fromkeys(messages))) from None
 
 
+def differences(saved: Config, asked: Config) -> list[str]:
+    """List how a config differs from that of a saved run, in words; what it leaves to the hardware never does."""
+    was = dict(flatten(saved.model_dump(mode="json")))
+    undecided = {("train.precision", "auto"), ("train.threads", None)}
+    return [
+        f"{key} is {value!r}, the run has {was.get(key)!r}"
+        for key, value in flatten(asked.model_dump(mode="json"))
+        if value != was.get(key, ...) and key != "train.device" and not any((key, value) == pair for pair in undecided)
+    ]
+
+
 def parse_setting(text: str) -> Setting:
     """Read one `section.key=value` of the command line; the value is YAML, so null and lists work.
 

@@ -160,7 +160,9 @@ class Train(Section):
     global_batch: int = Field(64, ge=1)
     """Pictures in one step, over all processes."""
     micro_batch: int | None = Field(None, ge=1)
-    """Pictures that a process handles at once; null: its whole share of the global batch."""
+    """Pictures that a process handles at once; null: its whole share of the global batch, a quarter of it in exact."""
+    reduction: Literal["ddp", "exact"] = "ddp"
+    """`exact` gives the same bits on 1, 2, 4, ... processes, as many as there are micro-batches."""
     clip_norm: float | None = Field(None, gt=0)
     """Scale gradients down to this norm where theirs is larger; null: never."""
     seed: int = Field(0, ge=0, lt=2**63)
@@ -184,6 +186,8 @@ class Train(Section):
         Raises:
             ConfigError: The global batch is not a multiple of `ranks` x micro-batch.
         """
+        if self.reduction == "exact":
+            return self._split_exactly(ranks)
         unit = ranks * (self.micro_batch or 1)
         if self.global_batch % unit:
             whole = self.global_batch // unit * unit
@@ -197,6 +201,24 @@ class Train(Section):
         micro_batch = self.micro_batch or self.global_batch // ranks
         return micro_batch, self.global_batch // (ranks * micro_batch)
 
+    def _split_exactly(self, ranks: int) -> tuple[int, int]:
+        """Divide into a power of two of micro-batches, whose number does not depend on the processes'."""
+        micro_batch = self.micro_batch or max(1, self.global_batch // 4)
+        pieces, rest = divmod(self.global_batch, micro_batch)
+        if rest or pieces.bit_count() != 1:
+            raise ConfigError(
+                f"train.reduction exact needs 1, 2, 4, 8, ... micro-batches: train.global_batch {self.global_batch} "
+                f"is {self.global_batch / micro_batch:g} times train.micro_batch {micro_batch}. Change one of them, "
+                f"e.g. train.global_batch to {micro_batch * (1 << max(0, pieces.bit_length() - 1))}."
+            )
+        if ranks.bit_count() != 1 or ranks > pieces:
+            raise ConfigError(
+                f"train.reduction exact shares {pieces} micro-batches, which {ranks} processes cannot share equally: "
+                f"use {', '.join(str(1 << power) for power in range(pieces.bit_length()))}, or a smaller "
+                f"train.micro_batch."
+            )
+        return micro_batch, pieces // ranks
+
     def total_steps(self, images: int) -> int:
         """Count the run's steps over a training set of `images` pictures."""
         steps = max(1, math.ceil(round(self.epochs * images, 6) / self.global_batch))
@@ -204,8 +226,12 @@ class Train(Section):
 
 
 class Checkpoint(Section):
-    """What is kept of the checkpoints that each epoch's end writes."""
+    """When checkpoints are written besides at each epoch's end and at a stop, and how many are kept."""
 
+    every_steps: int | None = Field(None, ge=1)
+    """Also after every so many steps."""
+    every_minutes: float | None = Field(None, gt=0)
+    """Also when so many minutes have passed since the last one."""
     keep: int = Field(2, ge=2)
     """How many of the newest to keep; the best on the validation split is kept besides."""
 

@@ -17,6 +17,7 @@ from typing import IO
 
 from mnist_dist.errors import ConfigError, WorkerError
 from mnist_dist.machine import allowed_cpus, die_with_parent
+from mnist_dist.signals import STOPPING
 from mnist_dist.worker import EXPECTED_RANKS, RENDEZVOUS
 
 POLL_SECONDS = 0.02
@@ -67,8 +68,10 @@ def run_local(
             environment = os.environ | _environment(rank, ranks, threads, Path(private) / "rendezvous")
             children.append(_start(command, environment, output))
         signals.interrupt(meanwhile)
-        codes = _wait(children)
-    return 128 + signals.received[0] if signals.received else _verdict(codes, log)
+        codes = _wait(children, signals.received)
+    if signals.received and any(code != 0 for code in codes):
+        return 128 + signals.received[0]
+    return _verdict(codes, log)
 
 
 def _environment(rank: int, ranks: int, threads: int | None, rendezvous: Path) -> dict[str, str]:
@@ -112,7 +115,7 @@ class _Interrupted(BaseException):
 
 
 class _Signals:
-    """Passes SIGINT and SIGTERM on to the ranks, each once; the second one kills them."""
+    """Passes signals that stop a run on to the ranks; a second SIGINT kills them."""
 
     def __init__(self) -> None:
         self.received: list[int] = []
@@ -124,7 +127,7 @@ class _Signals:
         self.received.append(number)
         for child in self.children:
             if child.poll() is None:
-                if len(self.received) > 1:
+                if self.received.count(signal.SIGINT) > 1:
                     child.kill()
                 elif os.name == "posix":  # elsewhere the console has told them already
                     child.send_signal(number)
@@ -134,7 +137,10 @@ class _Signals:
     @contextlib.contextmanager
     def handled(self) -> Iterator[None]:
         """Handle signals for as long as the context lasts."""
-        former = {number: signal.signal(number, self) for number in (signal.SIGINT, signal.SIGTERM)}
+        former = {number: signal.getsignal(number) for number in STOPPING}
+        for number, handler in former.items():
+            if number == signal.SIGINT or handler is not signal.SIG_IGN:  # nohup ignores SIGHUP
+                signal.signal(number, self)
         try:
             yield
         finally:
@@ -152,15 +158,19 @@ class _Signals:
                 self.busy = False
 
 
-def _wait(children: list[subprocess.Popen[bytes]]) -> list[int | None]:
+def _wait(children: list[subprocess.Popen[bytes]], received: list[int]) -> list[int | None]:
     """Wait until all ranks have ended, or a while after the first failure.
+
+    Args:
+        children: The ranks.
+        received: Signals; after one, ranks end one by one, and none of them is a failure.
 
     Returns:
         The exit codes at that time, None for ranks that still run.
     """
     deadline = None
     while None in (codes := [child.poll() for child in children]):
-        if deadline is None and any(codes):
+        if deadline is None and any(codes) and not received:
             deadline = time.monotonic() + ECHO_SECONDS
         if deadline is not None and time.monotonic() > deadline:
             break

@@ -23,6 +23,10 @@ class Observer:
     def result(self, result: Result) -> None:
         """See how the run ended."""
 
+    def sizes(self) -> dict[str, int]:
+        """Flush, and tell the size of each file that grows, by its path in the run folder."""
+        return {}
+
     def close(self) -> None:
         """Write what is left and let go of the terminal and of files; safe to call twice."""
 
@@ -52,6 +56,9 @@ class Observers(Observer):
     def result(self, result: Result) -> None:  # noqa: D102
         for observer in self._observers:
             observer.result(result)
+
+    def sizes(self) -> dict[str, int]:  # noqa: D102
+        return {path: size for observer in self._observers for path, size in observer.sizes().items()}
 
     def close(self) -> None:  # noqa: D102
         for observer in self._observers:

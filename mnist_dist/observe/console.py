@@ -60,7 +60,9 @@ class TrainingConsole(Observer):
             expand=True,
             refresh_per_second=1 / REFRESH_SECONDS,
         )
-        self._task = self._progress.add_task(_epoch(plan, 1), total=plan.total_steps, figures="")
+        self._task = self._progress.add_task(
+            _epoch(plan, 1), total=plan.total_steps, completed=plan.first_step, figures=""
+        )
         self._progress.start()
 
     def progress(self, step: int) -> None:  # noqa: D102
@@ -78,7 +80,7 @@ class TrainingConsole(Observer):
             self._progress.update(self._task, completed=report.step, description=epoch, figures=figures)
         elif time.monotonic() - self._shown > PLAIN_SECONDS:
             self._shown = time.monotonic()
-            done = report.step / self._plan.total_steps
+            done = (report.step - self._plan.first_step) / (self._plan.total_steps - self._plan.first_step)
             left = (self._shown - self._started) * (1 - done) / done
             self._print(
                 f"{_epoch(self._plan, report.epoch)}  step {report.step}/{self._plan.total_steps}  "
@@ -179,11 +181,14 @@ def _facts(plan: Plan) -> list[tuple[str, str]]:
     names = ", ".join(plan.classes[:10]) + (", …" if len(plan.classes) > 10 else "")
     ranks = "1 process" if plan.ranks == 1 else f"{plan.ranks} processes"
     threads = "1 thread" if plan.threads == 1 else f"{plan.threads} threads"
+    resumed = f"; resumed after step {plan.first_step:,}" if plan.first_step else ""
+    if plan.reduction == "exact":
+        resumed += "; exact: the same bits on any number of processes"
     return [
         ("device", f"{plan.device} ({plan.device_reason}); {ranks}, {threads} each"),
         ("precision", f"{plan.precision} ({plan.precision_reason})"),
         ("global batch", f"{plan.batch_arithmetic}  (micro-batch x accumulation x processes)"),
-        ("length", f"{plan.total_steps:,} steps, {plan.epochs:g} epochs"),
+        ("length", f"{plan.total_steps:,} steps, {plan.epochs:g} epochs" + resumed),
         ("model", f"{plan.model}, {plan.parameters:,} weights"),
         ("optimizer", f"{plan.optimizer}; schedule {plan.schedule}"),
         ("data", f"{plan.data}: {splits}"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,11 @@ class Journal(Observer):
 
     def epoch(self, report: EpochReport, test: Evaluation) -> None:  # noqa: D102
         self._write("epoch", report.metrics())
+
+    def sizes(self) -> dict[str, int]:  # noqa: D102
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return {Path(self._file.name).name: self._file.tell()}
 
     def close(self) -> None:  # noqa: D102
         self._file.close()

@@ -25,8 +25,11 @@ COLUMNS = 4  # so that titles can be read in the page's thumbnails
 class TensorBoard(Observer):
     """Writes what TensorBoard shows of a run."""
 
-    def __init__(self, folder: Path, *, config: Config, config_yaml: str, dataset: Dataset) -> None:
-        self._writer = SummaryWriter(str(folder))
+    def __init__(
+        self, folder: Path, *, config: Config, config_yaml: str, dataset: Dataset, first_step: int = 0
+    ) -> None:
+        self._folder = folder
+        self._writer = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else None)
         self._dataset = dataset
         self._samples = keyed_permutation(Purpose.SAMPLE, len(dataset.test), config.train.seed)[:SAMPLES]
         self._config = config
@@ -61,6 +64,10 @@ class TensorBoard(Observer):
     def result(self, result: Result) -> None:  # noqa: D102
         if result.status == "finished":
             self._add_summary(self._session_end)
+
+    def sizes(self) -> dict[str, int]:  # noqa: D102
+        self._writer.flush()
+        return {f"{self._folder.name}/{file.name}": file.stat().st_size for file in self._folder.iterdir()}
 
     def close(self) -> None:  # noqa: D102
         self._writer.close()

@@ -1,0 +1,136 @@
+"""How the gradients of a step's micro-batches become one gradient, the same on every rank.
+
+`Ddp` is PyTorch's DistributedDataParallel. `Exact` adds the micro-batches' gradients in a fixed binary tree: each
+rank adds its own subtree, only one partial sum of each rank travels, and every rank adds those up the same way. So
+the bits are the same on 1, 2, 4, ... ranks, up to one for each micro-batch.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from mnist_dist.errors import ConfigError
+from mnist_dist.runtime import Runtime
+
+
+class Ddp:
+    """Gradients averaged by DDP while the last micro-batch's backward pass is still going on."""
+
+    def __init__(self, runtime: Runtime, model: nn.Module, *, global_batch: int) -> None:
+        self.model = runtime.prepare(model)
+        self._runtime = runtime
+        self._scale = runtime.ranks / global_batch  # DDP divides by ranks
+        self._sums = torch.zeros(2, dtype=runtime.sum_dtype, device=runtime.device)
+
+    def warm_up(self, pixels: Tensor) -> None:
+        """Let DDP settle its buckets, which it orders anew after the first backward pass. Every rank.
+
+        Else the first step would add in another order than later ones do, and a resumed run's first step
+        in another order than the same step of a run that was never stopped.
+        """
+        if self._runtime.ranks > 1:
+            self.model(pixels).sum().mul(0).backward()
+            self.model.zero_grad()
+
+    def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
+        """Make the context for a micro-batch's forward and backward pass."""
+        return self._runtime.accumulate(self.model, last=last)
+
+    def backward(self, loss: Tensor, correct: Tensor) -> None:
+        """Add a micro-batch's gradients.
+
+        Args:
+            loss: Summed over the micro-batch.
+            correct: Number classified correctly.
+        """
+        self._runtime.backward(loss * self._scale)
+        self._sums += torch.stack([loss.detach(), correct])
+
+    def finish(self) -> Tensor:
+        """End a step: `grad` of each parameter is the mean over the global batch.
+
+        Returns:
+            `(2,)` this rank's loss and number correct; `collect` adds them up over ranks.
+        """
+        sums, self._sums = self._sums, torch.zeros_like(self._sums)
+        return sums
+
+    def collect(self, sums: Tensor) -> list[list[float]]:
+        """Turn `(steps, 2)` of several steps into numbers over all ranks. Every rank; waits for the device."""
+        rows: list[list[float]] = self._runtime.sum(sums).tolist()
+        return rows
+
+
+class Exact:
+    """Gradients added in a fixed binary tree over the global batch's micro-batches."""
+
+    def __init__(self, runtime: Runtime, model: nn.Module, *, global_batch: int) -> None:
+        refuse_batch_norm(model)
+        self.model = runtime.prepare(model, training=False)
+        self._runtime = runtime
+        self._global_batch = global_batch
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._subtrees: list[tuple[int, Tensor]] = []  # each with its number of micro-batches, the largest first
+
+    def warm_up(self, pixels: Tensor) -> None:
+        """There is nothing to settle."""
+
+    def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
+        """Make the context for a micro-batch's forward and backward pass."""
+        return nullcontext()
+
+    def backward(self, loss: Tensor, correct: Tensor) -> None:
+        """Add a micro-batch's gradients, with its loss and number correct behind them, to the tree.
+
+        Args:
+            loss: Summed over the micro-batch.
+            correct: Number classified correctly.
+        """
+        gradients = torch.autograd.grad(self._runtime.scale(loss), self._parameters)
+        values = [*(gradient.reshape(-1) for gradient in gradients), loss.detach().view(1), correct.view(1)]
+        size, total = 1, torch.cat([value.float() for value in values])
+        while self._subtrees and self._subtrees[-1][0] == size:
+            _, left = self._subtrees.pop()
+            size, total = 2 * size, left.add_(total)
+        self._subtrees.append((size, total))
+
+    def finish(self) -> Tensor:
+        """End a step: `grad` of each parameter is the mean over the global batch. Every rank.
+
+        Returns:
+            `(2,)` loss and number correct over all ranks.
+        """
+        ((_, mine),) = self._subtrees  # a rank has a power of two of micro-batches
+        self._subtrees.clear()
+        level = self._runtime.gather(mine)
+        while len(level) > 1:
+            level = [left + right for left, right in zip(level[::2], level[1::2], strict=True)]
+        gradient, sums = torch.split(level[0], [level[0].numel() - 2, 2])
+        gradient.div_(self._global_batch)
+        ends = torch.tensor([0, *(parameter.numel() for parameter in self._parameters)]).cumsum(0).tolist()
+        for parameter, (start, end) in zip(self._parameters, pairwise(ends), strict=True):
+            parameter.grad = gradient[start:end].view_as(parameter)
+        return torch.Tensor.clone(sums)
+
+    def collect(self, sums: Tensor) -> list[list[float]]:
+        """Turn `(steps, 2)` of several steps into numbers; waits for the device."""
+        rows: list[list[float]] = sums.tolist()
+        return rows
+
+
+def refuse_batch_norm(model: nn.Module) -> None:
+    """Make sure that a network treats each picture by itself.
+
+    Raises:
+        ConfigError: It has batch normalisation, whose result depends on how a batch is divided.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise ConfigError(
+                f"train.reduction exact cannot be had with {type(module).__name__} ({name}), whose result depends on "
+                f"how a batch is divided: use GroupNorm, or train.reduction ddp."
+            )
