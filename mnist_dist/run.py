@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from rich.console import Console
+from safetensors.torch import save_file
 from torch import nn
 
 from mnist_dist import checkpoint, signals
@@ -24,14 +25,14 @@ from mnist_dist.data.transforms import Batches
 from mnist_dist.errors import CheckpointError, DataError, DeviceMemoryError, NonFiniteError, StoppedError
 from mnist_dist.folder import RunFolder, default_run_folder, write_json
 from mnist_dist.models import build_model, count_parameters
-from mnist_dist.observe import Observers
+from mnist_dist.observe import Observer, Observers
 from mnist_dist.observe.console import TrainingConsole
 from mnist_dist.observe.journal import Journal
 from mnist_dist.observe.tensorboard import TensorBoard
 from mnist_dist.optim import build_optimizer
 from mnist_dist.progress import Progress
 from mnist_dist.reduction import Ddp, Exact
-from mnist_dist.reports import Plan, Result
+from mnist_dist.reports import EpochReport, Evaluation, Plan, Result, StepReport
 from mnist_dist.runtime import Runtime, start
 
 CHECKPOINT_FILES = ("meta.json", "model.safetensors", "optimizer.safetensors")
@@ -61,23 +62,13 @@ def train(
         MnistDistError: Its kind says what went wrong; `result.json` says so too if training had begun.
     """
     console = console or Console()
-    config, options = resolved.config, resolved.config.train
-    exact = options.reduction == "exact"
-    dataset = open_dataset(config.data, seed=options.seed, announce=lambda line: console.print(line, soft_wrap=True))
-    with (
-        start(
-            device=options.device,
-            precision=options.precision,
-            threads=options.threads or (1 if exact else None),
-            deterministic=exact,
-        ) as runtime,
-        contextlib.ExitStack() as stack,
-    ):
+    config = resolved.config
+    dataset = open_dataset(
+        config.data, seed=config.train.seed, announce=lambda line: console.print(line, soft_wrap=True)
+    )
+    with _start(config) as runtime, contextlib.ExitStack() as stack:
         resolved = _settle(resolved, runtime)
-        settings = resolved.config.model_dump_json(exclude={"data": {"root"}})
-        runtime.agree({"config": settings, "data": dataset.sha256, **_versions()})
-        options.split_batch(runtime.ranks)
-        sampler = Sampler(images=len(dataset.train), global_batch=options.global_batch, seed=options.seed)
+        sampler = _agree(resolved.config, dataset, runtime)
         folder = RunFolder(Path(runtime.broadcast(str(run or default_run_folder("run")))))
         runtime.on_first_rank(
             lambda: _open_folder(folder, resolved, runtime, dataset, stack, console if resume else None)
@@ -103,6 +94,78 @@ def train(
         )
         parts.observers.plan(_plan(parts, folder, first_step=progress.step))
         return _train(parts, progress, folder)
+
+
+def probe(resolved: Resolved, output: Path) -> None:
+    """Train for `train.max_steps` steps and write down all that could differ between process counts. Every rank.
+
+    Args:
+        resolved: The experiment; its `train.log_every` must be 1.
+        output: A safetensors file that rank 0 writes: `loss` of each step, `gradients` of the last step and
+            `weights` after it, both as one vector, and `metrics`: test loss and accuracy.
+    """
+    config = resolved.config
+    dataset = open_dataset(config.data, seed=config.train.seed, announce=print)
+    with _start(config) as runtime:
+        sampler = _agree(config, dataset, runtime)
+        model, reduction, optimizer = _build(config, dataset, runtime)
+        gradients: list[torch.Tensor] = []
+
+        def look(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+            gradients[:] = [p.grad.flatten().cpu() for p in model.parameters() if p.grad is not None]
+
+        optimizer.register_step_pre_hook(look)
+        witness = Witness()
+        parts = loop.Parts(
+            config=config,
+            dataset=dataset,
+            runtime=runtime,
+            sampler=sampler,
+            batches=_batches(config, dataset, runtime),
+            model=model,
+            reduction=reduction,
+            optimizer=optimizer,
+            observers=Observers((witness,)),
+            save=lambda progress: None,
+        )
+        loop.train(parts, Progress())
+        if runtime.rank == 0:
+            record = {
+                "loss": torch.tensor(witness.losses, dtype=torch.float64),
+                "gradients": torch.cat(gradients),
+                "weights": torch.cat([p.detach().flatten().cpu() for p in model.parameters()]),
+                "metrics": torch.tensor(witness.metrics, dtype=torch.float64),
+            }
+            save_file(record, output)
+
+
+class Witness(Observer):
+    """Remembers the loss of each step, and the last test loss and accuracy."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.metrics: list[float] = []
+
+    def step(self, report: StepReport) -> None:  # noqa: D102
+        self.losses.append(report.loss)
+
+    def epoch(self, report: EpochReport, test: Evaluation) -> None:  # noqa: D102
+        self.metrics = [report.test_loss, report.test_accuracy]
+
+
+def _start(config: Config) -> contextlib.AbstractContextManager[Runtime]:
+    options = config.train
+    exact = options.reduction == "exact"
+    threads = options.threads or (1 if exact else None)
+    return start(device=options.device, precision=options.precision, threads=threads, deterministic=exact)
+
+
+def _agree(config: Config, dataset: Dataset, runtime: Runtime) -> Sampler:
+    """Make sure that all ranks are about to do the same, and that it can be done. Every rank."""
+    settings = config.model_dump_json(exclude={"data": {"root"}})
+    runtime.agree({"config": settings, "data": dataset.sha256, **_versions()})
+    config.train.split_batch(runtime.ranks)
+    return Sampler(images=len(dataset.train), global_batch=config.train.global_batch, seed=config.train.seed)
 
 
 def _build(config: Config, dataset: Dataset, runtime: Runtime) -> tuple[nn.Module, Ddp | Exact, torch.optim.Optimizer]:

@@ -64,7 +64,6 @@ def train(
 ) -> None:
     """Train, evaluating and saving at the end of each epoch."""
     from mnist_dist.cli.processes import choose_ranks, this_worker
-    from mnist_dist.config import load, parse_setting
     from mnist_dist.folder import RunFolder, default_run_folder
 
     worker = this_worker(processes)
@@ -75,11 +74,8 @@ def train(
         "train.epochs": ("--epochs", epochs),
         "train.seed": ("--seed", seed),
     }
-    settings = [*map(parse_setting, set_ or ()), *_given(flags)]
-    embedded = config is None and not any(s.key == "data.root" for s in settings) and not Path("Dataset").is_dir()
-    source = QUICK if embedded else config
-    resolved = load(source, tuple(settings))
-    if embedded and (worker is None or (worker.rank == 0 and RENDEZVOUS not in os.environ)):
+    resolved, source = resolve(config, set_, flags)
+    if source == QUICK != config and (worker is None or (worker.rank == 0 and RENDEZVOUS not in os.environ)):
         typer.echo("No folder Dataset here: training on the 1,797 embedded digits (preset quick).", err=as_json)
     ranks = worker.ranks if worker else choose_ranks(processes, resolved.config.train.device)
     resolved.config.train.split_batch(ranks)
@@ -102,6 +98,28 @@ def train(
         _work(resolved, folder.path if run else None, resume=resume_, init_from=init_from, as_json=as_json)
     else:
         _supervise(resolved, folder, ranks, extra=() if run else ("--run", str(folder.path)), as_json=as_json)
+
+
+def resolve(
+    config: str | None, set_: list[str] | None, flags: Mapping[str, tuple[str, object]]
+) -> tuple[Resolved, str | None]:
+    """Resolve the config of a command line.
+
+    Args:
+        config: What `--config` says.
+        set_: What `--set` says.
+        flags: The other flags' names and values by config key; None where one was not given.
+
+    Returns:
+        The config, and the preset or file that it started from: `quick` where the user named neither a config
+        nor pictures and there are none.
+    """
+    from mnist_dist.config import load, parse_setting
+
+    settings = [*map(parse_setting, set_ or ()), *_given(flags)]
+    has_data = any(setting.key == "data.root" for setting in settings) or Path("Dataset").is_dir()
+    source = QUICK if config is None and not has_data else config
+    return load(source, tuple(settings)), source
 
 
 def resume(

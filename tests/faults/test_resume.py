@@ -1,0 +1,203 @@
+"""What a resume finds: damaged, foreign and missing things, each with its message, exit code and what survives."""
+
+import os
+import shutil
+import subprocess
+
+import pytest
+from PIL import Image
+
+WORDS = ["train", "--epochs", "3", "--set", "train.reduction=exact", "--set", "checkpoint.keep=3"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run of three epochs, all its checkpoints kept."""
+    import sys
+
+    folder = tmp_path_factory.mktemp("finished")
+    command = [sys.executable, "-m", "mnist_dist", *WORDS, "--run", "run"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=60)
+    return folder / "run"
+
+
+@pytest.fixture
+def interrupted(finished, watched):
+    """A copy of it that looks as if it had been killed just before its end."""
+    run = watched("run")
+    shutil.copytree(finished, run.path)
+    (run.path / "result.json").unlink()
+    return run
+
+
+def newest(run):
+    return run.path / "checkpoints" / f"step-{run.steps[-1]:08}"
+
+
+def cut(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("model.safetensors", cut),
+        ("model.safetensors", os.unlink),
+        ("optimizer.safetensors", flip),
+        ("meta.json", flip),
+        ("MANIFEST.json", cut),
+        ("MANIFEST.json", os.unlink),
+    ],
+)
+def test_a_damaged_checkpoint_is_moved_aside_and_the_one_before_taken(command, interrupted, finished, damage, name):
+    steps = interrupted.steps
+    damage(newest(interrupted) / name)
+    ended = command("resume", interrupted.path)
+    assert ended.code == 0, ended.err
+    assert f"step-{steps[-1]:08}" in " ".join(ended.out.split())
+    assert f"resumed after step {steps[-2]}" in ended.out
+    assert len(list(interrupted.path.glob("checkpoints/corrupt-*"))) == 1
+    reference = type(interrupted)(finished)
+    assert interrupted.bits() == reference.bits()
+
+
+def test_without_any_whole_checkpoint_a_run_begins_again(command, interrupted, finished):
+    for path in (interrupted.path / "checkpoints").iterdir():
+        cut(path / "model.safetensors")
+    ended = command("resume", interrupted.path)
+    assert ended.code == 0, ended.err
+    assert "resumed" not in ended.out
+    assert len(list(interrupted.path.glob("checkpoints/corrupt-*"))) == 3
+    assert interrupted.bits() == type(interrupted)(finished).bits()
+
+
+def test_a_pickle_in_place_of_safetensors_is_never_opened(command, interrupted, tmp_path):
+    import pickle
+
+    class Trap:
+        def __reduce__(self):
+            return (os.system, (f"touch {tmp_path}/sprung",))
+
+    (newest(interrupted) / "model.safetensors").write_bytes(pickle.dumps(Trap()))
+    assert command("resume", interrupted.path).code == 0
+    assert command("evaluate", interrupted.path).code == 0
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_half_written_checkpoints_are_not_taken(command, interrupted, finished):
+    shutil.copytree(newest(interrupted), interrupted.path / "checkpoints" / "writing-step-00000999")
+    assert command("resume", interrupted.path).code == 0
+    assert interrupted.bits() == type(interrupted)(finished).bits()
+
+
+def test_a_finished_run_says_so(command, finished):
+    for words in (["resume", finished], [*WORDS, "--run", finished, "--resume"]):
+        ended = command(*words)
+        assert ended.code == 0, ended.err
+        assert "is finished: 135 steps" in ended.out
+
+
+def test_another_config_is_refused_with_the_keys_named(command, interrupted):
+    ended = command(*WORDS, "--run", interrupted.path, "--resume", "--seed", 5, "--set", "train.clip_norm=1")
+    assert ended.code == 2
+    assert "train.seed is 5, the run has 0" in ended.err
+    assert "train.clip_norm is 1.0, the run has None" in ended.err
+
+
+def test_one_command_starts_and_continues(command, started, watched, finished):
+    run = watched("again")
+    words = [*WORDS, "--run", run.path, "--resume", "--set", "train.log_every=5", "--set", "checkpoint.every_steps=5"]
+    process = started(*words)
+    run.wait_for(lambda: (run.path / "checkpoints").exists() and len(run.steps) > 1, process)
+    process.terminate()
+    process.wait(30)
+    assert process.returncode == 143
+    ended = command(*words)
+    assert ended.code == 0, ended.err
+    assert "resumed after step" in ended.out
+    assert run.result["weights_sha256"] == type(run)(finished).result["weights_sha256"]
+
+
+def test_other_pictures_are_refused(command, watched, tmp_path, folder_of):
+    folder_of(tmp_path / "Dataset")
+    run = watched("run")
+    words = ["--epochs", "2", "--run", run.path, "--set", "train.global_batch=4"]
+    assert command("train", *words).code == 0
+    (run.path / "result.json").unlink()
+    Image.new("L", (28, 28), 9).save(tmp_path / "Dataset" / "train" / "class-0" / "0.png")
+    ended = command("resume", run.path)
+    assert ended.code == 3
+    assert "not those that" in ended.err
+    assert run.steps == [15, 30]
+
+
+def test_another_network_is_refused(command, interrupted):
+    config = interrupted.path / "config.yaml"
+    config.write_text(config.read_text().replace("small_cnn", "large_cnn"))
+    ended = command("resume", interrupted.path)
+    assert ended.code == 4
+    assert "of another network" in ended.err
+    assert len(interrupted.steps) == 3
+
+
+def test_a_run_without_a_checkpoint_begins_at_its_beginning(command, watched, finished):
+    run = watched("run")
+    run.path.mkdir()
+    shutil.copy(finished / "config.yaml", run.path)
+    assert command("resume", run.path).code == 0
+    assert run.bits() == type(run)(finished).bits()
+
+
+def test_weights_alone_come_from_another_run(command, finished, watched):
+    words = ["train", "--epochs", "1", "--set", "train.max_steps=1", "--set", "optimizer.learning_rate=1e-9"]
+    ended = command(*words, "--run", "next", "--init-from", finished, "--json", "--processes", 2)
+    assert ended.code == 0, ended.err
+    loss = type(watched("x"))(finished).result["metrics"]["test_loss"]
+    assert ended.json()["metrics"]["test_loss"] == pytest.approx(loss, rel=1e-3)
+    assert ended.json()["step"] == 1
+
+
+def test_tensorboard_has_each_point_once_after_a_resume(command, interrupted):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    cut(newest(interrupted) / "model.safetensors")  # so that the last epoch is trained again
+    assert command("resume", interrupted.path).code == 0
+    points = {}
+    for file in sorted((interrupted.path / "tensorboard").iterdir()):
+        events = EventAccumulator(str(file))
+        events.Reload()
+        for tag in events.Tags()["scalars"]:
+            points.setdefault(tag, []).extend(point.step for point in events.Scalars(tag))
+    assert sorted(points["by_epoch/test_loss"]) == [1, 2, 3]
+    assert sorted(points["by_step/loss"]) == [15, 30, 45, 60, 75, 90, 105, 120, 135]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_disk_that_fills_up_keeps_the_earlier_checkpoints(command, watched, tmp_path, processes):
+    mount = tmp_path / "small"
+    mount.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", mount], capture_output=True).returncode:
+        pytest.skip("mounting is not permitted here")
+    try:
+        run = watched("small/run")
+        words = ["train", "--epochs", "15", "--set", "checkpoint.keep=100", "--run", run.path, "--processes", processes]
+        ended = command(*words)
+        assert ended.code == 5, ended.err
+        assert "No space left on device" in ended.err
+        assert ended.err.count("error:") == 1
+        saved = run.steps
+        assert saved
+        subprocess.run(["mount", "-o", "remount,size=20m", mount], check=True)
+        resumed = command("resume", run.path)
+        assert resumed.code == 0, resumed.err
+        assert f"resumed after step {saved[-1]}" in resumed.out
+        assert run.result["status"] == "finished"
+    finally:
+        subprocess.run(["umount", mount], check=True)
