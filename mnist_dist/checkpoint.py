@@ -93,7 +93,7 @@ def find(folder: Path, which: str) -> Path:
     if which == "last":
         return found[-1]
     if which == "best":
-        best = read_meta(found[-1]).get("best")
+        best = read_meta(found[-1])["progress"]["best"]
         if best is None:
             raise CheckpointError(
                 "There is no best checkpoint: it needs validation pictures (a `val` folder, or "

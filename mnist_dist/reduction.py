@@ -33,7 +33,9 @@ class Ddp:
         in another order than the same step of a run that was never stopped.
         """
         if self._runtime.ranks > 1:
+            self.model.eval()  # leaves running statistics alone
             self.model(pixels).sum().mul(0).backward()
+            self.model.train()
             self.model.zero_grad()
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
@@ -63,6 +65,12 @@ class Ddp:
         """Turn `(steps, 2)` of several steps into numbers over all ranks. Every rank; waits for the device."""
         rows: list[list[float]] = self._runtime.sum(sums).tolist()
         return rows
+
+    def settle(self) -> None:
+        """Average over ranks what is no weight: the running statistics of batch normalisation. Every rank."""
+        for buffer in self.model.buffers():
+            if buffer.is_floating_point() and self._runtime.ranks > 1:
+                buffer.copy_(self._runtime.sum(buffer) / self._runtime.ranks)
 
 
 class Exact:
@@ -120,6 +128,9 @@ class Exact:
         """Turn `(steps, 2)` of several steps into numbers; waits for the device."""
         rows: list[list[float]] = sums.tolist()
         return rows
+
+    def settle(self) -> None:
+        """There is nothing that differs between ranks."""
 
 
 def refuse_batch_norm(model: nn.Module) -> None:

@@ -105,6 +105,7 @@ def train(parts: Parts, progress: Progress) -> None:
         if reports:
             parts.observers.step(progress.report_window(epoch=epoch + 1, learning_rate=rate))
         if saves:
+            reduction.settle()
             parts.save(progress)
             clock.restart()
         if stops:
@@ -116,6 +117,7 @@ def train(parts: Parts, progress: Progress) -> None:
 
 def _finish_epoch(parts: Parts, progress: Progress, rate: float) -> None:
     """Evaluate, report and save an epoch whose last step is done. Every rank."""
+    parts.reduction.settle()
     try:
         evaluations = {
             name: evaluate(parts.model, parts.batches[name], split, parts.runtime, signals.pending)

@@ -84,6 +84,50 @@ def disagreeing() -> str:
     return "nothing was noticed"
 
 
+def nan_on_one_rank(*, folder: str) -> str:
+    """Train with pictures that are not numbers in step 3 of the last rank."""
+    from mnist_dist import run
+    from mnist_dist.config import load, parse_setting
+
+    whole = Batches.take
+    taken = 0
+
+    def take(self, images, epochs=None):
+        nonlocal taken
+        pixels, labels = whole(self, images, epochs)
+        taken += 1
+        if taken == 3 and os.environ["RANK"] == "1":
+            pixels[0, 0, 0, 0] = float("nan")
+        return pixels, labels
+
+    Batches.take = take
+    settings = ("train.epochs=1", "train.global_batch=8", "train.log_every=10", "checkpoint.every_steps=5")
+    try:
+        run.train(load("quick", tuple(map(parse_setting, settings))), run=Path(folder) / "run")
+    except errors.NonFiniteError as error:
+        return str(error)
+    return "nothing was noticed"
+
+
+def normalising() -> list:
+    """Train a batch normalisation on other numbers on each rank, and settle it."""
+    from mnist_dist.reduction import Ddp, Exact
+
+    model = nn.Sequential(nn.BatchNorm1d(2))
+    with start(device="cpu", precision="fp32", threads=1) as runtime:
+        try:
+            Exact(runtime, model, global_batch=4)
+            refusal = "accepted"
+        except errors.ConfigError as error:
+            refusal = str(error)
+        reduction = Ddp(runtime, model, global_batch=4)
+        with torch.no_grad():
+            model(torch.full((4, 2), float(runtime.rank)))
+        mine = model[0].running_mean.tolist()
+        reduction.settle()
+        return [refusal, mine, model[0].running_mean.tolist()]
+
+
 def failing_on_the_first() -> dict:
     """Let rank 0 alone fail, in two ways."""
 

@@ -1,3 +1,6 @@
+import pytest
+
+
 def test_rank_0s_records_reach_every_rank(on_ranks):
     assert on_ranks(3, "broadcasting") == [[None, 1.5, "é", {"a": [1, 2]}, ""]] * 3
 
@@ -15,3 +18,18 @@ def test_ranks_with_other_data_are_named_on_every_rank(on_ranks):
     for rank, message in enumerate(on_ranks(3, "disagreeing")):
         assert "not the same data: rank 2 differs from rank 0" in message
         assert f"Rank {rank} has {'other' if rank == 2 else 'usual'}" in message
+
+
+def test_a_number_that_is_none_on_one_rank_stops_all_and_its_pictures_are_named(on_ranks, tmp_path):
+    messages = on_ranks(2, "nan_on_one_rank", folder=str(tmp_path))
+    assert len(set(messages)) == 1
+    assert "training loss of step 3 (first in micro-batch 1 of 2: train/" in messages[0]
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_batch_normalisation_is_refused_in_exact_and_averaged_in_ddp(on_ranks):
+    for rank, (refusal, mine, settled) in enumerate(on_ranks(3, "normalising")):
+        assert "BatchNorm1d" in refusal
+        assert "use GroupNorm" in refusal
+        assert mine == [pytest.approx(0.1 * rank)] * 2
+        assert settled == [pytest.approx(0.1)] * 2
