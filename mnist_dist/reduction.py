@@ -117,12 +117,12 @@ class Exact:
         level = self._runtime.gather(mine)
         while len(level) > 1:
             level = [left + right for left, right in zip(level[::2], level[1::2], strict=True)]
-        gradient, sums = torch.split(level[0], [level[0].numel() - 2, 2])
+        gradient, sums = level[0][:-2], level[0][-2:]
         gradient.div_(self._global_batch)
         ends = torch.tensor([0, *(parameter.numel() for parameter in self._parameters)]).cumsum(0).tolist()
         for parameter, (start, end) in zip(self._parameters, pairwise(ends), strict=True):
             parameter.grad = gradient[start:end].view_as(parameter)
-        return torch.Tensor.clone(sums)
+        return sums.clone()  # a view would keep the whole gradient in memory until it is looked at
 
     def collect(self, sums: Tensor) -> list[list[float]]:
         """Turn `(steps, 2)` of several steps into numbers; waits for the device."""
