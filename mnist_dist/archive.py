@@ -50,7 +50,6 @@ def open_folder(
     if console is None:
         folder.check_new()
     stack.callback(folder.lock().release)
-    folder.result.unlink(missing_ok=True)
     if not folder.config.exists():
         folder.config.write_text(resolved.to_yaml(), encoding="utf-8")
     environment = {
@@ -112,15 +111,12 @@ def restore(
 
     def read() -> dict[str, bytes]:
         path = checkpoint.newest_whole(folder.checkpoints, lambda line: console.print(f"warning: {line}"))
-        if path is None:
-            folder.cut_back({})
-            return {}
-        folder.cut_back(checkpoint.read_meta(path)["sizes"])
-        return {name: (path / name).read_bytes() for name in CHECKPOINT_FILES}
+        return {} if path is None else {name: (path / name).read_bytes() for name in CHECKPOINT_FILES}
 
     files = runtime.on_first_rank(read) or {}
     meta_json, weights, state = (runtime.broadcast_bytes(files.get(name, b"")) for name in CHECKPOINT_FILES)
     if not meta_json:
+        runtime.on_first_rank(lambda: folder.cut_back({}))
         return Progress()
     meta = json.loads(meta_json)
     if tuple(meta["classes"]) != dataset.classes:
@@ -135,6 +131,7 @@ def restore(
     checkpoint.restore_model(weights, model, folder.path)
     checkpoint.restore_optimizer(state, optimizer, model)
     runtime.restore_scaler(meta["scaler"])
+    runtime.on_first_rank(lambda: folder.cut_back(meta["sizes"]))  # a refused resume has changed nothing of it
     return Progress.from_json(meta["progress"])
 
 

@@ -92,11 +92,12 @@ class RunFolder:
         return lock
 
     def cut_back(self, sizes: dict[str, int]) -> None:
-        """Cut the journal and TensorBoard's files back to the sizes that they had at a checkpoint.
+        """Forget what came after a checkpoint: cut journal and TensorBoard's files back, and remove the result.
 
         Args:
             sizes: In bytes, by path in this folder; files that it doesn't name are emptied or removed.
         """
+        self.result.unlink(missing_ok=True)
         if self.metrics.exists():
             os.truncate(self.metrics, min(sizes.get(self.metrics.name, 0), self.metrics.stat().st_size))
         for file in self.tensorboard.iterdir() if self.tensorboard.is_dir() else ():

@@ -54,11 +54,6 @@ class Runtime:
         prepared: nn.Module = self._accelerator.prepare_model(model, evaluation_mode=not training)
         return prepared
 
-    def unwrap(self, model: nn.Module) -> nn.Module:
-        """Get the network without DDP: what is evaluated and saved. It still computes in the run's precision."""
-        unwrapped: nn.Module = self._accelerator.unwrap_model(model)
-        return unwrapped
-
     def seed(self, value: int) -> None:
         """Set the device's default generator, from which dropout masks are drawn; costs a microsecond or two."""
         self._generator.manual_seed(value)

@@ -129,12 +129,16 @@ def test_other_pictures_are_refused(command, watched, tmp_path, folder_of):
     run = watched("run")
     words = ["--epochs", "2", "--run", run.path, "--set", "train.global_batch=4"]
     assert command("train", *words).code == 0
-    (run.path / "result.json").unlink()
+    result = run.path / "result.json"
+    result.write_text(result.read_text().replace("finished", "stopped"))
+    before = run.journal()
     Image.new("L", (28, 28), 9).save(tmp_path / "Dataset" / "train" / "class-0" / "0.png")
     ended = command("resume", run.path)
     assert ended.code == 3
     assert "not those that" in ended.err
     assert run.steps == [15, 30]
+    assert run.result["status"] == "stopped"
+    assert run.journal() == before
 
 
 def test_another_network_is_refused(command, interrupted):
