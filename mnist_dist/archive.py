@@ -21,10 +21,10 @@ from mnist_dist.config import Resolved
 from mnist_dist.data import Dataset
 from mnist_dist.errors import CheckpointError, DataError, NonFiniteError
 from mnist_dist.folder import RunFolder, write_json
+from mnist_dist.parts import Parts
 from mnist_dist.progress import Progress
 from mnist_dist.reports import Result
 from mnist_dist.runtime import Runtime
-from mnist_dist.train import Parts
 
 CHECKPOINT_FILES = ("meta.json", "model.safetensors", "optimizer.safetensors")
 

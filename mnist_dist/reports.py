@@ -59,6 +59,17 @@ class StepReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something worth noting that happened in a step."""
+
+    step: int
+    event: Literal["update_left_out"]
+    """`update_left_out`: gradients overflowed under fp16; the step is done without changing the weights."""
+    loss_scale: float
+    """What losses are multiplied with from now on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
     """One pass over a split that counted every image exactly once."""
 

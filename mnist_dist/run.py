@@ -24,6 +24,7 @@ from mnist_dist.observe.console import TrainingConsole
 from mnist_dist.observe.journal import Journal
 from mnist_dist.observe.tensorboard import TensorBoard
 from mnist_dist.optim import build_optimizer
+from mnist_dist.parts import Parts
 from mnist_dist.progress import Progress
 from mnist_dist.reduction import Ddp, Exact
 from mnist_dist.reports import EpochReport, Evaluation, Plan, Result, StepReport
@@ -72,7 +73,7 @@ def train(
         observers = runtime.on_first_rank(
             lambda: _observe(folder, resolved, dataset, console, stack, first_step=progress.step)
         )
-        parts = loop.Parts(
+        parts = Parts(
             config=resolved.config,
             dataset=dataset,
             runtime=runtime,
@@ -108,7 +109,7 @@ def probe(resolved: Resolved, output: Path) -> None:
 
         optimizer.register_step_pre_hook(look)
         witness = Witness()
-        parts = loop.Parts(
+        parts = Parts(
             config=config,
             dataset=dataset,
             runtime=runtime,
@@ -192,7 +193,7 @@ def _batches(config: Config, dataset: Dataset, runtime: Runtime) -> dict[str, Ba
     }
 
 
-def _train(parts: loop.Parts, progress: Progress, folder: RunFolder) -> Result:
+def _train(parts: Parts, progress: Progress, folder: RunFolder) -> Result:
     """Run the loop and write down how it ended. Every rank."""
     options, runtime = parts.config.train, parts.runtime
     try:
@@ -256,7 +257,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
-def _plan(parts: loop.Parts, folder: RunFolder, *, first_step: int) -> Plan:
+def _plan(parts: Parts, folder: RunFolder, *, first_step: int) -> Plan:
     config, dataset, runtime = parts.config, parts.dataset, parts.runtime
     micro_batch, accumulation = config.train.split_batch(runtime.ranks)
     return Plan(

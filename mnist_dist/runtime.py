@@ -69,19 +69,27 @@ class Runtime:
         """Compute gradients, scaled under fp16. Every rank: DDP averages them over ranks."""
         self._accelerator.backward(loss)
 
-    def step(self, optimizer: torch.optim.Optimizer, *, clip_norm: float | None) -> None:
-        """Update the weights; under fp16 the scaler leaves out an update whose gradients overflowed."""
+    def step(self, optimizer: torch.optim.Optimizer, *, clip_norm: float | None) -> float | None:
+        """Update the weights; under fp16 the scaler leaves out an update whose gradients overflowed.
+
+        Returns:
+            None, or the lowered loss scale if the update was left out: on every rank, as all have the same gradients.
+        """
         scaler = self._accelerator.scaler
         if clip_norm is not None:
             if scaler is not None:
                 scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(_parameters(optimizer), clip_norm)
+        lowered = None
         if scaler is None:
             optimizer.step()
         else:
-            scaler.step(optimizer)
+            former = scaler.get_scale()
+            scaler.step(optimizer)  # waits for the device, so asking for the scale costs little more
             scaler.update()
+            lowered = scaler.get_scale() if scaler.get_scale() < former else None
         optimizer.zero_grad()
+        return lowered
 
     def scale(self, loss: Tensor) -> Tensor:
         """Scale a loss under fp16, for a gradient that is computed by hand."""

@@ -4,55 +4,36 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from mnist_dist import signals
-from mnist_dist.config import Config
-from mnist_dist.data import Dataset, Sampler, shares
-from mnist_dist.data.transforms import Batches
+from mnist_dist.data import shares
 from mnist_dist.errors import NonFiniteError, StoppedError
 from mnist_dist.evaluate import evaluate
 from mnist_dist.keyed import Purpose, keyed_hash
-from mnist_dist.observe import Observers
 from mnist_dist.optim import lr_at
+from mnist_dist.parts import Parts
 from mnist_dist.progress import Clock, Progress
-from mnist_dist.reduction import Ddp, Exact
-from mnist_dist.reports import EpochReport
-from mnist_dist.runtime import Runtime, Vote
+from mnist_dist.reports import EpochReport, Event
+from mnist_dist.runtime import Vote
 
 SAVE = 1 << 16
 """A vote to save; smaller ones are the numbers of signals, which save as well."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
-    """What a run is made of, ready to go; `run.py` builds it."""
-
-    config: Config
-    dataset: Dataset
-    runtime: Runtime
-    sampler: Sampler
-    batches: dict[str, Batches]
-    """By split."""
-    model: nn.Module
-    """As it is evaluated and saved."""
-    reduction: Ddp | Exact
-    optimizer: torch.optim.Optimizer
-    observers: Observers
-    save: Callable[[Progress], None]
-    """Writes a checkpoint; every rank calls it."""
+SMALLEST_LOSS_SCALE = 1.0
+"""Where gradients still overflow under fp16 below this, it is not fp16's narrow range that makes them."""
 
 
 def train(parts: Parts, progress: Progress) -> None:
     """Train from where `progress` stands to the last step, evaluating and saving at each epoch's end. Every rank.
 
     Raises:
-        NonFiniteError: A loss became infinite or not a number; nothing is saved from then on.
+        NonFiniteError: A loss or, at the smallest scale of fp16, a gradient became infinite or not a number;
+            nothing is saved from then on.
         StoppedError: A signal came; a checkpoint is saved.
     """
     config, runtime, sampler, reduction = parts.config.train, parts.runtime, parts.sampler, parts.reduction
@@ -84,10 +65,13 @@ def train(parts: Parts, progress: Progress) -> None:
                 reduction.backward(loss, (logits.argmax(dim=1) == labels).sum())
             losses.append(loss.detach())
         sums.append(reduction.finish())
-        runtime.step(parts.optimizer, clip_norm=config.clip_norm)
+        lowered_scale = runtime.step(parts.optimizer, clip_norm=config.clip_norm)
 
         progress.step = done = step + 1
         parts.observers.progress(done)
+        overflows = lowered_scale is not None and lowered_scale < SMALLEST_LOSS_SCALE
+        if lowered_scale is not None:
+            parts.observers.event(Event(step=done, event="update_left_out", loss_scale=lowered_scale))
         epoch = sampler.epoch_of(step)
         epoch_ends = done in (sampler.epoch_end(epoch), total_steps)
         decision = vote.result()  # of the vote that was cast a step ago
@@ -95,7 +79,7 @@ def train(parts: Parts, progress: Progress) -> None:
         saves = stops or (
             not epoch_ends and (decision == SAVE or done % (parts.config.checkpoint.every_steps or done + 1) == 0)
         )
-        reports = epoch_ends or done % config.log_every == 0
+        reports = epoch_ends or overflows or done % config.log_every == 0
         if reports or saves:
             rows = reduction.collect(torch.stack(sums))  # waits for the device, adds over ranks
             _refuse_non_finite(parts, rows, losses, done, rate)
@@ -104,6 +88,8 @@ def train(parts: Parts, progress: Progress) -> None:
             losses.clear()
         if reports:
             parts.observers.step(progress.report_window(epoch=epoch + 1, learning_rate=rate))
+        if overflows:
+            raise NonFiniteError(_divergence(f"A gradient of step {done}, at fp16's smallest loss scale,", rate))
         if saves:
             reduction.settle()
             parts.save(progress)

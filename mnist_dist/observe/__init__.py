@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mnist_dist.reports import EpochReport, Evaluation, Plan, Result, StepReport
+from mnist_dist.reports import EpochReport, Evaluation, Event, Plan, Result, StepReport
 
 
 class Observer:
@@ -16,6 +16,9 @@ class Observer:
 
     def step(self, report: StepReport) -> None:
         """See the figures since the last such report."""
+
+    def event(self, event: Event) -> None:
+        """See that something happened in a step."""
 
     def epoch(self, report: EpochReport, test: Evaluation) -> None:
         """See a finished epoch, before its checkpoint is written."""
@@ -48,6 +51,10 @@ class Observers(Observer):
     def step(self, report: StepReport) -> None:  # noqa: D102
         for observer in self._observers:
             observer.step(report)
+
+    def event(self, event: Event) -> None:  # noqa: D102
+        for observer in self._observers:
+            observer.event(event)
 
     def epoch(self, report: EpochReport, test: Evaluation) -> None:  # noqa: D102
         for observer in self._observers:

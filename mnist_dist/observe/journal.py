@@ -9,17 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from mnist_dist.observe import Observer
-from mnist_dist.reports import EpochReport, Evaluation, StepReport
+from mnist_dist.reports import EpochReport, Evaluation, Event, StepReport
 
 
 class Journal(Observer):
-    """Appends a line with `kind` `step` or `epoch` for each report."""
+    """Appends a line with `kind` `step`, `epoch` or `event` for each report."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("a", buffering=1, encoding="utf-8")  # a line is there as soon as it is written
 
     def step(self, report: StepReport) -> None:  # noqa: D102
         self._write("step", asdict(report))
+
+    def event(self, event: Event) -> None:  # noqa: D102
+        self._write("event", asdict(event))
 
     def epoch(self, report: EpochReport, test: Evaluation) -> None:  # noqa: D102
         self._write("epoch", report.metrics())

@@ -109,6 +109,39 @@ def nan_on_one_rank(*, folder: str) -> str:
     return "nothing was noticed"
 
 
+def overflowing(*, folder: str, steps: list[int]) -> list:
+    """Train with a gradient scaler, as under fp16, and gradients that overflow in some steps."""
+    import mnist_dist.runtime
+    from mnist_dist import run
+    from mnist_dist.config import load, parse_setting
+    from mnist_dist.reduction import Exact
+
+    class Scaled(mnist_dist.runtime.Accelerator):
+        def __init__(self, **options) -> None:
+            super().__init__(**options)
+            self.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+
+    whole = Exact.finish
+    done = 0
+
+    def finish(self):
+        nonlocal done
+        sums = whole(self)
+        done += 1
+        if done in steps:
+            self._parameters[0].grad[0] = float("inf")
+        return sums
+
+    mnist_dist.runtime.Accelerator = Scaled
+    Exact.finish = finish
+    settings = ("train.epochs=1", "train.reduction=exact", "train.max_steps=12", "train.log_every=100")
+    try:
+        result = run.train(load("quick", tuple(map(parse_setting, settings))), run=Path(folder) / "run")
+    except errors.NonFiniteError as error:
+        return ["failed", str(error)]
+    return [result.status, str(result.step)]
+
+
 def normalising() -> list:
     """Train a batch normalisation on other numbers on each rank, and settle it."""
     from mnist_dist.reduction import Ddp, Exact

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 
@@ -24,6 +26,24 @@ def test_a_number_that_is_none_on_one_rank_stops_all_and_its_pictures_are_named(
     messages = on_ranks(2, "nan_on_one_rank", folder=str(tmp_path))
     assert len(set(messages)) == 1
     assert "training loss of step 3 (first in micro-batch 1 of 2: train/" in messages[0]
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_an_update_that_overflows_is_left_out_and_noted(on_ranks, tmp_path, ranks):
+    outcomes = on_ranks(ranks, "overflowing", folder=str(tmp_path), steps=[3, 5])
+    assert outcomes == [["finished", "12"]] * ranks
+    journal = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line for line in journal if line["kind"] == "event"] == [
+        {"kind": "event", "step": 3, "event": "update_left_out", "loss_scale": 4.0},
+        {"kind": "event", "step": 5, "event": "update_left_out", "loss_scale": 2.0},
+    ]
+
+
+def test_gradients_that_overflow_at_the_smallest_scale_end_the_run(on_ranks, tmp_path):
+    messages = on_ranks(2, "overflowing", folder=str(tmp_path), steps=list(range(3, 13)))
+    assert messages[0] == messages[1]
+    assert "A gradient of step 6, at fp16's smallest loss scale, is not finite" in messages[0][1]
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 

@@ -183,6 +183,45 @@ def test_tensorboard_has_each_point_once_after_a_resume(command, interrupted):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_a_read_only_folder_is_refused_and_everything_in_it_survives(command, interrupted, finished, tmp_path, watched):
+    mount = tmp_path / "read-only"
+    mount.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", mount], capture_output=True).returncode:
+        pytest.skip("mounting is not permitted here")
+    try:
+        shutil.move(interrupted.path, mount / "run")
+        subprocess.run(["mount", "-o", "remount,ro", mount], check=True)
+        for words in (["resume", mount / "run"], [*WORDS, "--run", mount / "new", "--processes", 2]):
+            ended = command(*words)
+            assert ended.code == 5, ended.err
+            assert "Read-only file system" in ended.err
+            assert ended.err.count("error:") == 1
+        subprocess.run(["mount", "-o", "remount,rw", mount], check=True)
+        assert command("resume", mount / "run").code == 0
+        assert watched("read-only/run").bits() == type(interrupted)(finished).bits()
+    finally:
+        subprocess.run(["umount", mount], check=True)
+
+
+def test_ranks_with_another_config_each_say_what_differs(started, tmp_path):
+    group = {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MNIST_DIST_RENDEZVOUS": (tmp_path / "meeting").as_uri(),
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+    ranks = [
+        started("train", "--run", "run", "--seed", rank, RANK=str(rank), LOCAL_RANK=str(rank), **group)
+        for rank in range(2)
+    ]
+    for process in ranks:
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 2, err
+        assert "The ranks have not the same config: rank 1 differs from rank 0" in err
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_disk_that_fills_up_keeps_the_earlier_checkpoints(command, watched, tmp_path, processes):
     mount = tmp_path / "small"

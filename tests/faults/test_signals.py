@@ -1,6 +1,7 @@
 """Signals: all ranks agree on a step, a checkpoint is saved, the exit code is 128 + n, and a resume goes on."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -42,6 +43,33 @@ def test_a_signal_saves_and_a_resume_ends_with_the_same_bits(command, started, w
     resumed = command("resume", run.path)
     assert resumed.code == 0, resumed.err
     assert f"resumed after step {run.steps[0] if len(run.steps) == 1 else ''}" in resumed.out
+    assert run.bits() == whole
+
+
+@pytest.mark.skipif(not shutil.which("strace") or os.geteuid() != 0, reason="needs strace and root")
+def test_a_signal_inside_a_checkpoint_write_leaves_that_one_whole_and_saves_once_more(
+    command, tmp_path, watched, whole
+):
+    """strace sends the signal as the third file of the first checkpoint is synced."""
+    run, trace = watched("run"), tmp_path / "trace"
+    words = [sys.executable, "-m", "mnist_dist", *WORDS, *SLOW, "--set", "checkpoint.every_steps=20", "--run", run.path]
+    tracer = ["strace", "-f", "-y", "-o", trace, "-e", "trace=fsync"]
+    ended = subprocess.run(
+        [*tracer, "-e", "inject=fsync:signal=TERM:when=3", *words],
+        cwd=tmp_path,
+        env=os.environ | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.returncode == 143, ended.stderr
+    lines = trace.read_text().splitlines()
+    hit = next(index for index, line in enumerate(lines) if "--- SIGTERM" in line)
+    assert "/writing-step-00000020/" in lines[hit - 1]
+    assert "/writing-step-00000020/" in lines[hit + 1]
+    assert run.steps == [20, 21]
+    assert run.result["step"] == 21
+    assert command("resume", run.path, "--processes", 2).code == 0
     assert run.bits() == whole
 
 

@@ -1,0 +1,36 @@
+"""What the loop works with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from mnist_dist.config import Config
+from mnist_dist.data import Dataset, Sampler
+from mnist_dist.data.transforms import Batches
+from mnist_dist.observe import Observers
+from mnist_dist.progress import Progress
+from mnist_dist.reduction import Ddp, Exact
+from mnist_dist.runtime import Runtime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What a run is made of, ready to go; `run.py` builds it."""
+
+    config: Config
+    dataset: Dataset
+    runtime: Runtime
+    sampler: Sampler
+    batches: dict[str, Batches]
+    """By split."""
+    model: nn.Module
+    """As it is evaluated and saved."""
+    reduction: Ddp | Exact
+    optimizer: torch.optim.Optimizer
+    observers: Observers
+    save: Callable[[Progress], None]
+    """Writes a checkpoint; every rank calls it."""
