@@ -21,6 +21,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
+from mnist_dist import heartbeat
 from mnist_dist.errors import CheckpointError
 
 FORMAT = 1
@@ -58,6 +59,7 @@ def write(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Opti
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        heartbeat.beat()
     _sync_folder(temporary)
     shutil.rmtree(final, ignore_errors=True)
     temporary.rename(final)

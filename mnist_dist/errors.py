@@ -51,9 +51,17 @@ class NonFiniteError(MnistDistError):
 
 
 class WorkerError(MnistDistError):
-    """A process of the group died."""
+    """A process of the group died or hung."""
 
     exit_code = 7
+
+
+class GroupError(MnistDistError):
+    """A rank of a group failed; exits with the rank's code."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.exit_code = code
 
 
 class DeviceMemoryError(MnistDistError):

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
+from mnist_dist import heartbeat
 from mnist_dist.data import Split
 from mnist_dist.data.transforms import Batches
 from mnist_dist.errors import StoppedError
@@ -57,6 +58,7 @@ def evaluate(
             logits = model(pixels).float()  # (B, K)
             losses[start : start + batch] = functional.cross_entropy(logits, labels, reduction="none")
             predicted[start : start + batch] = logits.argmax(dim=1)
+            heartbeat.beat()
             seen += torch.tensor([len(rows), _hash_sum(rows)])
     model.train(was_training)
     if (number := runtime.maximum(stopping())) != 0:

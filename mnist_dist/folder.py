@@ -58,6 +58,11 @@ class RunFolder:
         """What a rank printed; rank 0 prints to the terminal instead."""
         return self.path / "logs" / f"rank-{rank}.log"
 
+    def saved_step(self) -> int | None:
+        """Tell the step of the newest checkpoint, None if there is none yet."""
+        steps = [path.name.removeprefix("step-") for path in self.checkpoints.glob("step-*")]
+        return max((int(step) for step in steps if step.isdecimal()), default=None)
+
     def check_new(self) -> None:
         """Make sure that nothing is here yet, but perhaps the logs of this run's own ranks.
 

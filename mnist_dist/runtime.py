@@ -22,7 +22,7 @@ from mnist_dist import errors
 from mnist_dist.config.schema import Device, Precision
 from mnist_dist.device import Choice, choose_device, choose_precision, default_generator, refuse_overrides
 from mnist_dist.errors import ConfigError
-from mnist_dist.worker import RENDEZVOUS, worker_of
+from mnist_dist.worker import TIMEOUT, group_folder_of, worker_of
 
 T = TypeVar("T")
 
@@ -227,7 +227,6 @@ def start(
     precision: Precision,
     threads: int | None,
     deterministic: bool = False,
-    timeout_seconds: float = 1800,
 ) -> Iterator[Runtime]:
     """Join the group of processes that the environment describes, alone where it describes none.
 
@@ -238,7 +237,6 @@ def start(
         precision: `auto` takes what suits the device.
         threads: CPU threads of this process; None leaves what the environment set.
         deterministic: Let CUDA use only kernels that give the same bits every time, without TF32.
-        timeout_seconds: How long a rank waits for the others.
 
     Raises:
         ConfigError: The device or the precision is not to be had here, or a variable that Accelerate lets
@@ -256,7 +254,7 @@ def start(
         if deterministic and device_choice.value == "cuda":
             stack.enter_context(_deterministic_cuda())
         if ranks > 1:
-            _join_group(device_choice.value, ranks, timeout_seconds)
+            _join_group(device_choice.value, ranks)
         else:
             stack.enter_context(_without("RANK", "LOCAL_RANK", "WORLD_SIZE"))  # one process needs neither group nor DDP
         accelerator = Accelerator(
@@ -305,15 +303,15 @@ def _without(*variables: str) -> Iterator[None]:
         os.environ |= hidden
 
 
-def _join_group(device: str, ranks: int, timeout_seconds: float) -> None:
+def _join_group(device: str, ranks: int) -> None:
     """Meet the other ranks; Accelerate takes the group as it finds it."""
-    meeting_point = os.environ.get(RENDEZVOUS, "env://")
+    folder = group_folder_of(os.environ)
     torch.distributed.init_process_group(
         "cuda:nccl,cpu:gloo" if device == "cuda" else "gloo",
-        init_method=meeting_point,
+        init_method=folder.rendezvous.as_uri() if folder else "env://",
         rank=int(os.environ["RANK"]),
         world_size=ranks,
-        timeout=datetime.timedelta(seconds=timeout_seconds),
+        timeout=datetime.timedelta(seconds=float(os.environ.get(TIMEOUT, "1800"))),
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mnist_dist import signals
+from mnist_dist import heartbeat, signals
 from mnist_dist.data import shares
 from mnist_dist.errors import NonFiniteError, StoppedError
 from mnist_dist.evaluate import evaluate
@@ -68,6 +68,7 @@ def train(parts: Parts, progress: Progress) -> None:
         lowered_scale = runtime.step(parts.optimizer, clip_norm=config.clip_norm)
 
         progress.step = done = step + 1
+        heartbeat.beat(done)
         parts.observers.progress(done)
         overflows = lowered_scale is not None and lowered_scale < SMALLEST_LOSS_SCALE
         if lowered_scale is not None:

@@ -4,14 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from mnist_dist.errors import ConfigError
 
 EXPECTED_RANKS = "MNIST_DIST_WORLD_SIZE"
 """Environment variable with which a recipe says how many processes there must be."""
 
-RENDEZVOUS = "MNIST_DIST_RENDEZVOUS"
-"""Environment variable with the URL at which the ranks of our own launcher meet."""
+GROUP_FOLDER = "MNIST_DIST_GROUP_FOLDER"
+"""Environment variable with the private folder in which our own launcher and its ranks meet."""
+
+RANK_LOG = "MNIST_DIST_RANK_LOG"
+"""Environment variable with which our own launcher tells a rank where its tracebacks go."""
+
+TIMEOUT = "MNIST_DIST_TIMEOUT"
+"""Environment variable with the seconds for which a rank waits for the others in a collective."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupFolder:
+    """The files through which our own launcher and its ranks speak with each other."""
+
+    path: Path
+
+    @property
+    def rendezvous(self) -> Path:
+        """Where the ranks find each other, without a port that is open to the network."""
+        return self.path / "rendezvous"
+
+    @property
+    def heartbeats(self) -> Path:
+        """The ranks' signs of life."""
+        return self.path / "heartbeats"
+
+    def failure(self, rank: int) -> Path:
+        """What a rank says about its own failure."""
+        return self.path / f"failure-{rank}.json"
+
+
+def group_folder_of(environment: Mapping[str, str]) -> GroupFolder | None:
+    """Find the folder of the group; None where another launcher started this process, or none."""
+    path = environment.get(GROUP_FOLDER)
+    return GroupFolder(Path(path)) if path else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,14 +7,20 @@ import os
 import sys
 
 from mnist_dist import signals
-from mnist_dist.errors import MnistDistError, StorageError, WorkerError
-from mnist_dist.worker import RENDEZVOUS
+from mnist_dist.cli import supervised
+from mnist_dist.errors import MnistDistError, StoppedError, StorageError
+from mnist_dist.worker import GroupFolder, group_folder_of
+
+SIGPIPE = 13
 
 
 def main() -> None:
     """Run the command line and exit with the code that the contract gives the outcome."""
     signals.install()
-    code = _run()
+    group = group_folder_of(os.environ)
+    if group is not None:
+        supervised.begin(group)
+    code = _run(group)
     sys.stdout.flush()
     sys.stderr.flush()
     if {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys():
@@ -22,28 +28,34 @@ def main() -> None:
     sys.exit(code)
 
 
-def _run() -> int:
+def _run(group: GroupFolder | None = None) -> int:
+    """Run the command line; a rank that our launcher started leaves word with it, and it speaks for all."""
     from mnist_dist.cli.app import app
 
     try:
         app()
     except SystemExit as end:
+        if group is not None and isinstance(end.__context__, BrokenPipeError):
+            return supervised.leave_word(group, _as_ours(end.__context__))
         return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
-    except MnistDistError as error:
-        _complain(error)
+    except Exception as raised:
+        error = _as_ours(raised)
+        if group is not None:
+            return supervised.leave_word(group, error)
+        if not isinstance(error, MnistDistError):
+            raise  # a bug keeps its traceback
+        if error.exit_code != 128 + SIGPIPE:
+            print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:  # the reader of `mnist-dist ... | head` has gone
-        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
-        return 1
-    except OSError as error:
-        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            raise
-        _complain(StorageError(f"{error.filename or 'The disk'}: {error.strerror}."))
-        return StorageError.exit_code
     return 0
 
 
-def _complain(error: MnistDistError) -> None:
-    if isinstance(error, WorkerError) and RENDEZVOUS in os.environ:
-        return  # an echo: our launcher, which started this rank, shows the cause
-    print(f"error: {error}", file=sys.stderr)
+def _as_ours(error: Exception) -> Exception:
+    """Take what a full or read-only disk and a closed pipe raise for what they are; leave all else."""
+    if isinstance(error, BrokenPipeError):  # the reader of `mnist-dist ... | head` has gone
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
+        return StoppedError("Nobody reads the output any longer.", SIGPIPE)
+    if isinstance(error, OSError):
+        known = error.filename is not None or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+        return StorageError(f"{error.filename or 'The disk'}: {error.strerror}.") if known else error
+    return error

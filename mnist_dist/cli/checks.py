@@ -70,16 +70,12 @@ def _probe(resolved: Resolved, ranks: int, folder: Path) -> Record:
     """Take the steps on so many processes; exits with their code if they fail."""
     from safetensors.numpy import load_file
 
-    from mnist_dist.cli.processes import run_group
+    from mnist_dist.cli.processes import own_group
+    from mnist_dist.launch.local import run_local
 
     file = folder / f"{ranks}.safetensors"
     options = resolved.config.train
-    code = run_group(
-        ranks=ranks,
-        log=lambda rank: folder / f"rank-{rank}.log",
-        threads=options.threads or 1,
-        extra=("--output", str(file)),
-    )
+    code = run_local(own_group(ranks=ranks, threads=options.threads or 1, extra=("--output", str(file))))
     if code:
         raise typer.Exit(code)
     record: Record = load_file(file)

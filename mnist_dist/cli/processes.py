@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from mnist_dist.errors import ConfigError
-from mnist_dist.launch.local import run_local
+from mnist_dist.launch.group import Group
 from mnist_dist.machine import visible_gpus
 from mnist_dist.worker import Worker, worker_of
 
@@ -41,16 +41,19 @@ def choose_ranks(processes: int | None, device: str) -> int:
     return max(1, visible_gpus())
 
 
-def run_group(
+def own_group(
     *,
     ranks: int,
-    log: Callable[[int], Path],
+    log: Callable[[int], Path] | None = None,
     threads: int | None = None,
     extra: tuple[str, ...] = (),
-    meanwhile: Callable[[], None] = lambda: None,
-) -> int:
-    """Run this very command line, with `extra` options, as a group of workers; see `run_local`."""
+) -> Group:
+    """Describe this very command line, with `extra` options, as a group of workers; see `Group`."""
+    return Group(command=(*own_command(), *sys.argv[1:], *extra), ranks=ranks, log=log, threads=threads)
+
+
+def own_command() -> tuple[str, ...]:
+    """Name the words that start this program, whatever folder the user is in."""
     checkout = Path(__file__).parents[2]
-    safe_path = [] if Path.cwd() == checkout else ["-P"]  # no module of the user's folder shall hide another
-    command = [sys.executable, *safe_path, "-m", "mnist_dist", *sys.argv[1:], *extra]
-    return run_local(command, ranks=ranks, log=log, threads=threads, meanwhile=meanwhile)
+    safe_path = () if Path.cwd() == checkout else ("-P",)  # no module of the user's folder shall hide another
+    return (sys.executable, *safe_path, "-m", "mnist_dist")

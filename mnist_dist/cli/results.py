@@ -34,16 +34,15 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Evaluate a run exactly: loss, accuracy and a table of classes."""
-    import tempfile
-
-    from mnist_dist.cli.processes import run_group, this_worker
+    from mnist_dist.cli.processes import own_group, this_worker
     from mnist_dist.folder import RunFolder
 
     RunFolder(run).check_run()
     worker = this_worker(None if processes == 1 else processes)
     if worker is None and processes > 1:
-        with tempfile.TemporaryDirectory(prefix="mnist-dist-") as logs:
-            raise typer.Exit(run_group(ranks=processes, log=lambda rank: Path(logs) / f"rank-{rank}.log"))
+        from mnist_dist.launch.local import run_local
+
+        raise typer.Exit(run_local(own_group(ranks=processes)))
 
     from rich.console import Console
 

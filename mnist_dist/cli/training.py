@@ -5,19 +5,39 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from mnist_dist.errors import ConfigError, DataError
-from mnist_dist.worker import RENDEZVOUS
+from mnist_dist.errors import (
+    ConfigError,
+    DataError,
+    DeviceMemoryError,
+    MnistDistError,
+    StorageError,
+    WorkerError,
+)
+from mnist_dist.worker import group_folder_of
 
 if TYPE_CHECKING:
     from mnist_dist.config import Resolved, Setting
     from mnist_dist.folder import RunFolder
+    from mnist_dist.launch.group import Group
+    from mnist_dist.launch.local import Restarts
 
 QUICK = "quick"
+RESUMABLE = (1, StorageError.exit_code, WorkerError.exit_code, DeviceMemoryError.exit_code)
+"""Exit codes after which a run can go on from where it was, once the cause is gone."""
+MAX_RESTARTS = 3
+
+Processes = Annotated[
+    int | None, typer.Option("--processes", "-n", min=1, help="Processes to start.", show_default="one a GPU, or 1")
+]
+MaxRestarts = Annotated[
+    int, typer.Option(min=0, help="How often failed processes are started again without a new checkpoint in between.")
+]
 
 
 def train(
@@ -40,10 +60,7 @@ def train(
             show_default="runs/CONFIG-TIME",
         ),
     ] = None,
-    processes: Annotated[
-        int | None,
-        typer.Option("--processes", "-n", min=1, help="Processes to start.", show_default="one a GPU, or 1"),
-    ] = None,
+    processes: Processes = None,
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"] | None, typer.Option(help="train.device.")] = None,
     precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"] | None, typer.Option(help="train.precision.")] = None,
     epochs: Annotated[float | None, typer.Option(help="train.epochs.")] = None,
@@ -57,13 +74,20 @@ def train(
     init_from: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Start from that run's weights (not its optimizer or step).")
     ] = None,
+    max_restarts: MaxRestarts = MAX_RESTARTS,
+    start_timeout: Annotated[
+        float, typer.Option(min=1, help="Seconds a process may take to its first step before it counts as hanging.")
+    ] = 1800,
+    hang_timeout: Annotated[
+        float, typer.Option(min=1, help="Seconds without a sign of life, after that, that count as hanging.")
+    ] = 600,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and stop.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the result as JSON; all else goes to standard error.")
     ] = False,
 ) -> None:
     """Train, evaluating and saving at the end of each epoch."""
-    from mnist_dist.cli.processes import choose_ranks, this_worker
+    from mnist_dist.cli.processes import choose_ranks, own_group, this_worker
     from mnist_dist.folder import RunFolder, default_run_folder
 
     worker = this_worker(processes)
@@ -75,7 +99,7 @@ def train(
         "train.seed": ("--seed", seed),
     }
     resolved, source = resolve(config, set_, flags)
-    if source == QUICK != config and (worker is None or (worker.rank == 0 and RENDEZVOUS not in os.environ)):
+    if source == QUICK != config and (worker is None or (worker.rank == 0 and group_folder_of(os.environ) is None)):
         typer.echo("No folder Dataset here: training on the 1,797 embedded digits (preset quick).", err=as_json)
     ranks = worker.ranks if worker else choose_ranks(processes, resolved.config.train.device)
     resolved.config.train.split_batch(ranks)
@@ -97,7 +121,10 @@ def train(
     if worker is not None:
         _work(resolved, folder.path if run else None, resume=resume_, init_from=init_from, as_json=as_json)
     else:
-        _supervise(resolved, folder, ranks, extra=() if run else ("--run", str(folder.path)), as_json=as_json)
+        own = own_group(ranks=ranks, log=folder.log, extra=() if run else ("--run", str(folder.path)))
+        group = replace(own, start_seconds=start_timeout, hang_seconds=hang_timeout)
+        again = () if resume_ else ("--resume",)
+        _supervise(resolved, folder, group, _restarts(max_restarts, folder, again), as_json=as_json)
 
 
 def resolve(
@@ -124,14 +151,13 @@ def resolve(
 
 def resume(
     run: Annotated[Path, typer.Argument(help="A folder that `train` made.")],
-    processes: Annotated[
-        int | None, typer.Option("--processes", "-n", min=1, help="Processes to start.", show_default="one a GPU, or 1")
-    ] = None,
+    processes: Processes = None,
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"] | None, typer.Option(help="train.device.")] = None,
     data: Annotated[str | None, typer.Option(help="Where the run's pictures are now.")] = None,
+    max_restarts: MaxRestarts = MAX_RESTARTS,
 ) -> None:
     """Continue a run to its end, from its newest whole checkpoint."""
-    from mnist_dist.cli.processes import choose_ranks, this_worker
+    from mnist_dist.cli.processes import choose_ranks, own_group, this_worker
     from mnist_dist.config import load
     from mnist_dist.folder import RunFolder
 
@@ -147,7 +173,8 @@ def resume(
         return
     ranks = choose_ranks(processes, resolved.config.train.device)
     resolved.config.train.split_batch(ranks)
-    _supervise(resolved, folder, ranks, extra=(), as_json=False)
+    group = own_group(ranks=ranks, log=folder.log)
+    _supervise(resolved, folder, group, _restarts(max_restarts, folder, ()), as_json=False)
 
 
 def _continue(folder: RunFolder, asked: Resolved) -> Resolved:
@@ -177,23 +204,30 @@ def _is_finished(folder: RunFolder) -> bool:
     return True
 
 
-def _supervise(resolved: Resolved, folder: RunFolder, ranks: int, *, extra: tuple[str, ...], as_json: bool) -> None:
-    """Start the ranks and exit with their code."""
-    from mnist_dist.cli.processes import run_group
+def _restarts(limit: int, folder: RunFolder, again: tuple[str, ...]) -> Restarts:
+    from mnist_dist.launch.local import Restarts
+
+    return Restarts(limit=limit, again=again, saved_step=folder.saved_step)
+
+
+def _supervise(resolved: Resolved, folder: RunFolder, group: Group, restarts: Restarts, *, as_json: bool) -> None:
+    """Start the ranks, again where they fail, and exit with their code."""
+    from mnist_dist.launch.local import run_local
 
     options = resolved.config.train
-    code = ConfigError.exit_code
+    threads = options.threads or (1 if options.reduction == "exact" else None)
     try:
-        code = run_group(
-            ranks=ranks,
-            log=folder.log,
-            threads=options.threads or (1 if options.reduction == "exact" else None),
-            extra=extra,
-            meanwhile=lambda: _open_data(resolved, err=as_json),  # the ranks import torch at the same time
-        )
-    finally:
-        if code in (ConfigError.exit_code, DataError.exit_code):
+        # The ranks import torch while the pictures are decoded.
+        code = run_local(replace(group, threads=threads), restarts, lambda: _open_data(resolved, err=as_json))
+    except MnistDistError as error:
+        if error.exit_code in (ConfigError.exit_code, DataError.exit_code):
             folder.remove_unstarted()
+        elif error.exit_code in RESUMABLE and folder.saved_step() is not None:
+            hint = f"`mnist-dist resume {folder.path}` goes on from the checkpoint of step {folder.saved_step()}."
+            error.args = (f"{error} {hint}",)
+        raise
+    if code:
+        folder.remove_unstarted()
     raise typer.Exit(code)
 
 

@@ -24,6 +24,7 @@ from filelock import FileLock
 from numpy.lib.format import header_data_from_array_1_0, write_array_header_1_0
 from numpy.typing import DTypeLike, NDArray
 
+from mnist_dist import heartbeat
 from mnist_dist.data.pictures import decode_all
 from mnist_dist.data.sources import Listing, Pictures
 from mnist_dist.errors import DataError
@@ -187,6 +188,7 @@ def _readable(
     done = 0
     announced = time.monotonic()
     for images, failures in decode_all(root, pictures.files, image_size, channels):
+        heartbeat.beat()
         unreadable += failures
         done += len(images)
         if time.monotonic() - announced > ANNOUNCE_SECONDS:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mnist_dist.launch.group import Group
 from mnist_dist.launch.local import run_local
 
 
@@ -19,9 +20,8 @@ def on_ranks(tmp_path: Path) -> Callable[..., list]:
         folder.mkdir()
         script = str(Path(__file__).with_name("ranks.py"))
         command = [sys.executable, script, task, json.dumps(arguments), str(folder)]
-        code = run_local(command, ranks=ranks, log=lambda rank: folder / f"{rank}.log", threads=1)
-        logs = "".join(path.read_text() for path in folder.glob("*.log"))
-        assert code == 0, logs
+        group = Group(command=tuple(command), ranks=ranks, log=lambda rank: folder / f"{rank}.log", threads=1)
+        assert run_local(group) == 0
         return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(ranks)]
 
     return run

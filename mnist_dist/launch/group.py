@@ -1,0 +1,313 @@
+"""Starts the ranks of one machine once and watches them to their end: torch-free, so it costs nothing next to them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+from mnist_dist.errors import ConfigError, WorkerError
+from mnist_dist.heartbeat import Pulse, Pulses
+from mnist_dist.machine import allowed_cpus, die_with_parent
+from mnist_dist.signals import STOPPING
+from mnist_dist.worker import EXPECTED_RANKS, GROUP_FOLDER, RANK_LOG, TIMEOUT, GroupFolder
+
+POLL_SECONDS = 0.02
+ECHO_SECONDS = 1.0
+"""How long after the first failure its cause may still show up on another rank."""
+GRACE_SECONDS = 10.0
+"""From asking ranks to end until they are killed."""
+STACK_SECONDS = 1.0
+"""How long the ranks of a group that hangs have to write down where they are."""
+PEER_SECONDS = 600.0
+"""So much longer than the launcher do ranks wait for each other: it shall find out who hangs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """The processes of one machine that work together; rank 0 has the terminal, the others a log file each."""
+
+    command: tuple[str, ...]
+    """What every rank runs; the environment tells it its rank."""
+    ranks: int
+    log: Callable[[int], Path] | None = None
+    """Names a rank's log file; None keeps no logs."""
+    threads: int | None = None
+    """CPU threads of each rank; None shares the CPUs equally."""
+    start_seconds: float = 1800
+    """How long a rank that beats may take to its first step."""
+    hang_seconds: float = 600
+    """How long it may be silent after that."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """The failure of one rank that caused those of the others."""
+
+    rank: int
+    code: int
+    """Its exit code; negative: the signal that killed it, or that ended it as it hung."""
+    step: int
+    """Steps done at that time; -1 before the first."""
+    message: str
+
+
+class Interrupted(BaseException):
+    """A signal came while this process was busy with something other than waiting."""
+
+
+class Signals:
+    """Passes signals that stop a run on to the ranks; a second SIGINT kills them."""
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self.children: list[subprocess.Popen[bytes]] = []
+        self._busy = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal."""
+        self.received.append(number)
+        for child in self.children:
+            if child.poll() is None:
+                if self.received.count(signal.SIGINT) > 1:
+                    child.kill()
+                elif os.name == "posix":  # elsewhere the console has told them already
+                    child.send_signal(number)
+        if self._busy:
+            raise Interrupted
+
+    @contextlib.contextmanager
+    def handled(self) -> Iterator[None]:
+        """Handle signals for as long as the context lasts."""
+        former = {number: signal.getsignal(number) for number in STOPPING}
+        for number, handler in former.items():
+            if number == signal.SIGINT or handler is not signal.SIG_IGN:  # nohup ignores SIGHUP
+                signal.signal(number, self)
+        try:
+            yield
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
+
+    def interrupt(self, action: Callable[[], None]) -> None:
+        """Do something that a signal ends."""
+        with contextlib.suppress(Interrupted):
+            self._busy = True
+            try:
+                if not self.received:
+                    action()
+            finally:
+                self._busy = False
+
+
+def run_once(group: Group, folder: GroupFolder, signals: Signals, meanwhile: Callable[[], None]) -> Failure | None:
+    """Start a group and wait until it has ended; all ranks die with this process however it ends (on Linux).
+
+    Args:
+        group: What to start.
+        folder: New and private.
+        signals: Passed on to the ranks; after one of them, ending is no failure.
+        meanwhile: Done here while the ranks start; if it raises, they are ended.
+
+    Returns:
+        None if every rank was done, or ended by a signal that came here.
+
+    Raises:
+        ConfigError: The command cannot be started.
+    """
+    pulses = Pulses(folder.heartbeats, group.ranks)
+    with contextlib.ExitStack() as stack:
+        stack.callback(pulses.close)
+        outputs = [None, *(stack.enter_context(_open(_output(group, folder, rank))) for rank in range(1, group.ranks))]
+        children = signals.children = []
+        stack.callback(_end, children)
+        for rank, output in enumerate(outputs):
+            children.append(_start(group.command, os.environ | _environment(group, folder, rank), output))
+        signals.interrupt(meanwhile)
+        ends, silent = _wait(children, signals.received, _Watch(group, pulses))
+        if silent is not None:
+            _end_hanging(children)
+            return _hung(silent, group, pulses.read())
+        return _cause(ends, group, folder, pulses.read(), stopped=bool(signals.received))
+
+
+def _output(group: Group, folder: GroupFolder, rank: int) -> Path:
+    return group.log(rank) if group.log else folder.path / f"rank-{rank}.log"
+
+
+def _environment(group: Group, folder: GroupFolder, rank: int) -> dict[str, str]:
+    environment = {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(group.ranks),
+        "LOCAL_WORLD_SIZE": str(group.ranks),
+        EXPECTED_RANKS: str(group.ranks),
+        GROUP_FOLDER: str(folder.path),
+        TIMEOUT: str(max(group.start_seconds, group.hang_seconds) + PEER_SECONDS),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, allowed_cpus() // group.ranks))),
+    }
+    if group.log is not None:
+        environment[RANK_LOG] = str(group.log(rank))
+    # How long a thread spins for the others: libgomp's default costs a rank nearly all its speed as soon as another
+    # program is busy (2 cores: 290 images/s instead of 13,000; with this 970), and this costs nothing otherwise.
+    environment["GOMP_SPINCOUNT"] = os.environ.get("GOMP_SPINCOUNT", "50000")
+    if group.threads is not None:
+        environment["OMP_NUM_THREADS"] = str(group.threads)
+    if "GLOO_SOCKET_IFNAME" not in os.environ and hasattr(socket, "if_nameindex"):
+        for name in {name for _, name in socket.if_nameindex()} & {"lo", "lo0"}:
+            environment["GLOO_SOCKET_IFNAME"] = name  # ranks of one machine need no network
+    return environment
+
+
+def _start(command: tuple[str, ...], environment: dict[str, str], output: IO[bytes] | None) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(
+            command,
+            env=environment,
+            stdout=output,
+            stderr=output,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # the terminal's Ctrl-C comes here alone, and is passed on once
+            preexec_fn=die_with_parent(),
+        )
+    except OSError as error:
+        raise ConfigError(f"{command[0]} cannot be started: {error.strerror}.") from None
+
+
+class _Watch:
+    """Tells which rank has fallen silent; a rank that never beats, of another program, is left alone."""
+
+    def __init__(self, group: Group, pulses: Pulses) -> None:
+        self._group = group
+        self._pulses = pulses
+        now = time.monotonic()
+        self._seen = [(pulse, now) for pulse in pulses.read()]
+
+    def silent(self) -> int | None:
+        """Get the rank that was the first to fall silent, once its time is over."""
+        now = time.monotonic()
+        for rank, pulse in enumerate(self._pulses.read()):
+            if pulse != self._seen[rank][0]:
+                self._seen[rank] = (pulse, now)
+        rank = min(range(self._group.ranks), key=lambda rank: self._seen[rank][1])
+        pulse, since = self._seen[rank]
+        patience = self._group.start_seconds if pulse.step < 0 else self._group.hang_seconds
+        return rank if pulse.beats and now - since > patience else None
+
+
+def _wait(
+    children: list[subprocess.Popen[bytes]], received: list[int], watch: _Watch
+) -> tuple[dict[int, int], int | None]:
+    """Wait until all ranks have ended, or a while after the first failure, or until one has fallen silent.
+
+    Args:
+        children: The ranks.
+        received: Signals; after one, ranks end one by one, and none of them is a failure.
+        watch: Of the same ranks.
+
+    Returns:
+        The exit codes in the order in which the ranks ended, and the rank that has fallen silent.
+    """
+    deadline, ends = None, dict[int, int]()
+    while len(ends) < len(children):
+        for rank, child in enumerate(children):
+            if rank not in ends and (code := child.poll()) is not None:
+                ends[rank] = code
+        if deadline is None and any(ends.values()) and not received:
+            deadline = time.monotonic() + ECHO_SECONDS
+        if deadline is not None and time.monotonic() > deadline:
+            break
+        if deadline is None and (silent := watch.silent()) is not None:
+            return ends, silent
+        time.sleep(POLL_SECONDS)
+    return ends, None
+
+
+def _end(children: list[subprocess.Popen[bytes]]) -> None:
+    """End the ranks that still run, at first politely."""
+    for child in children:
+        if child.poll() is None:
+            child.terminate()
+    deadline = time.monotonic() + GRACE_SECONDS
+    for child in children:
+        try:
+            child.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def _end_hanging(children: list[subprocess.Popen[bytes]]) -> None:
+    """Let the ranks that still answer write their stacks to their logs, and kill all."""
+    if hasattr(signal, "SIGQUIT"):
+        for child in children:
+            child.send_signal(signal.SIGQUIT)
+        time.sleep(STACK_SECONDS)
+    for child in children:
+        child.kill()
+
+
+def _hung(rank: int, group: Group, pulses: list[Pulse]) -> Failure:
+    step = pulses[rank].step
+    seconds = group.start_seconds if step < 0 else group.hang_seconds
+    when = f"after step {step}" if step >= 0 else "before its first step"
+    where = f"; the stacks of the ranks that still answered are in {group.log(rank).parent}" if group.log else ""
+    message = f"Rank {rank} of {group.ranks} hangs: no sign of life for {seconds:g} s {when}{where}."
+    return Failure(rank=rank, code=-signal.SIGKILL, step=step, message=message)
+
+
+def _cause(
+    ends: dict[int, int], group: Group, folder: GroupFolder, pulses: list[Pulse], *, stopped: bool
+) -> Failure | None:
+    """Find the failure that caused the others.
+
+    Args:
+        ends: The exit codes in the order in which the ranks ended.
+        group: The ranks.
+        folder: Where they have left word.
+        pulses: Their last signs of life.
+        stopped: Whether a signal came here: then only what a rank complains of is a failure.
+    """
+    failed = {rank: code for rank, code in ends.items() if code}
+    words = {rank: json.loads(folder.failure(rank).read_text()) for rank in failed if folder.failure(rank).exists()}
+    echoes = [rank for rank, code in failed.items() if code == WorkerError.exit_code]
+    causes = [rank for rank in failed if rank not in echoes]
+    # Who complained knows why; of several the first. Then who ended first.
+    causes.sort(key=lambda rank: words[rank]["seconds"] if rank in words else float("inf"))
+    if stopped:
+        causes, echoes = [rank for rank in causes if rank in words], []
+    if not (causes or echoes):
+        return None
+    rank = (causes or echoes)[0]
+    code = failed[rank]
+    if rank in words:
+        message = words[rank]["message"]
+    elif code < 0:
+        name = signal.Signals(-code).name
+        message = f"Rank {rank} of {group.ranks} was killed by {name} (by the system if memory ran out)."
+    else:
+        message = f"Rank {rank} of {group.ranks} failed with exit code {code}" + _tail(group, folder, rank)
+    return Failure(rank=rank, code=code, step=pulses[rank].step, message=message)
+
+
+def _tail(group: Group, folder: GroupFolder, rank: int) -> str:
+    """Show the end of what a rank printed out of sight."""
+    if rank == 0:
+        return "; its own words stand above."
+    path = _output(group, folder, rank)
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-20:]
+    return "\n".join([f"; {path} ends with:" if group.log else "; it ended with:", *lines])
+
+
+def _open(path: Path) -> IO[bytes]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("ab")
