@@ -24,7 +24,7 @@ from mnist_dist.worker import EXPECTED_RANKS, GROUP_FOLDER, RANK_LOG, TIMEOUT, G
 POLL_SECONDS = 0.02
 ECHO_SECONDS = 1.0
 """How long after the first failure its cause may still show up on another rank."""
-GRACE_SECONDS = 10.0
+GRACE_SECONDS = 3.0
 """From asking ranks to end until they are killed."""
 STACK_SECONDS = 1.0
 """How long the ranks of a group that hangs have to write down where they are."""

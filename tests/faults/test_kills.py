@@ -1,10 +1,10 @@
 """kill -9 at any moment, and the bits of the run that was never killed."""
 
+import functools
 import os
 import random
 import signal
 import time
-from pathlib import Path
 
 import pytest
 
@@ -14,17 +14,19 @@ DDP = ["train", "--epochs", "4", "--set", "checkpoint.every_steps=7", "--set", "
        "--set", "train.global_batch=30", "--set", "train.threads=1"]  # fmt: skip
 
 
-def ranks_of(process):
-    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+@pytest.fixture
+def kill_and_resume(started, ranks_of):
+    return functools.partial(_kill_and_resume, started, ranks_of)
 
 
-def kill_and_resume(started, run, first_words, *, counts, kills, seed):
+def _kill_and_resume(started, ranks_of, run, first_words, *, counts, kills, seed):
     """Run to the end through many kills; gives how many hit, and how many of them hit a checkpoint being written."""
     draw = random.Random(seed)
     hits = in_write = attempt = 0
     while True:
         words = ["resume", run.path] if run.path.joinpath("config.yaml").exists() else [*first_words, "--run", run.path]
-        process = started(*words, "--processes", draw.choice(counts), OMP_NUM_THREADS="1")
+        words += ["--processes", draw.choice(counts), "--max-restarts", 0]
+        process = started(*words, OMP_NUM_THREADS="1")
         attempt += 1
         assert attempt < 3 * kills + 10
         if hits < kills:
@@ -51,30 +53,34 @@ def kill_and_resume(started, run, first_words, *, counts, kills, seed):
         return hits, in_write
 
 
-def test_an_exact_run_killed_20_times_on_1_2_or_4_processes_ends_with_the_same_bits(command, started, watched):
+def test_an_exact_run_killed_20_times_on_1_2_or_4_processes_ends_with_the_same_bits(command, kill_and_resume, watched):
     words = [*EXACT, "--set", "train.epochs=12"]
     assert command(*words, "--run", "whole", OMP_NUM_THREADS="1").code == 0
     run = watched("killed")
-    hits, _ = kill_and_resume(started, run, words, counts=(1, 2, 4), kills=20, seed=1)
+    hits, _ = kill_and_resume(run, words, counts=(1, 2, 4), kills=20, seed=1)
     assert hits >= 20
     assert run.bits() == watched("whole").bits()
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_a_ddp_run_killed_often_ends_with_the_same_bits_at_the_same_process_count(command, started, watched, ranks):
-    assert command(*DDP, "--run", "whole", "--processes", ranks, OMP_NUM_THREADS="1").code == 0
+def test_a_ddp_run_killed_often_ends_with_the_same_bits_at_the_same_process_count(
+    command, kill_and_resume, watched, ranks
+):
+    words = [*DDP, *(["--precision", "bf16", "--device", "cpu", "--set", "train.micro_batch=5",
+                      "--set", "train.clip_norm=1"] if ranks == 2 else [])]  # fmt: skip
+    assert command(*words, "--run", "whole", "--processes", ranks, OMP_NUM_THREADS="1").code == 0
     run = watched("killed")
-    hits, _ = kill_and_resume(started, run, DDP, counts=(ranks,), kills=6, seed=ranks)
+    hits, _ = kill_and_resume(run, words, counts=(ranks,), kills=6, seed=ranks)
     assert hits >= 6
     assert run.bits() == watched("whole").bits()
 
 
 @pytest.mark.slow
-def test_an_exact_run_killed_200_times_ends_with_the_same_bits(command, started, watched):
+def test_an_exact_run_killed_200_times_ends_with_the_same_bits(command, kill_and_resume, watched):
     words = [*EXACT, "--set", "train.epochs=120"]
     assert command(*words, "--run", "whole", OMP_NUM_THREADS="1", timeout=600).code == 0
     run = watched("killed")
-    hits, in_write = kill_and_resume(started, run, words, counts=(1, 2, 4), kills=200, seed=2)
+    hits, in_write = kill_and_resume(run, words, counts=(1, 2, 4), kills=200, seed=2)
     print(f"{hits} kills, {in_write} of them in a checkpoint write")
     assert hits >= 200
     assert run.bits() == watched("whole").bits()

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import subprocess
 
 import pytest
@@ -36,6 +37,12 @@ def newest(run):
 
 def cut(path):
     os.truncate(path, path.stat().st_size // 2)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def flip(path):
@@ -207,7 +214,8 @@ def test_ranks_with_another_config_each_say_what_differs(started, tmp_path):
     group = {
         "WORLD_SIZE": "2",
         "LOCAL_WORLD_SIZE": "2",
-        "MNIST_DIST_RENDEZVOUS": (tmp_path / "meeting").as_uri(),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
         "GLOO_SOCKET_IFNAME": "lo",
     }
     ranks = [
