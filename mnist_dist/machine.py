@@ -7,12 +7,15 @@ import math
 import os
 import shutil
 import signal
+import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
+SIOCGIFADDR = 0x8915
 
 
 def visible_gpus() -> int:
@@ -50,6 +53,29 @@ def die_with_parent() -> Callable[[], None] | None:
             os._exit(128 + signal.SIGKILL)
 
     return in_child
+
+
+def route_to(host: str) -> tuple[str, str | None]:
+    """Find the address and, on Linux, the interface with which this machine speaks to a host.
+
+    Raises:
+        OSError: There is no such host, or no way to it.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, 9))  # sends nothing
+        address = probe.getsockname()[0]
+        names = [name for _, name in socket.if_nameindex()] if sys.platform == "linux" else []
+        return address, next((name for name in names if _address_of(probe, name) == address), None)
+
+
+def _address_of(probe: socket.socket, interface: str) -> str | None:
+    import fcntl  # not on Windows
+
+    request = struct.pack("256s", interface.encode()[:15])
+    try:
+        return socket.inet_ntoa(fcntl.ioctl(probe.fileno(), SIOCGIFADDR, request)[20:24])
+    except OSError:  # it has no IPv4 address
+        return None
 
 
 def start_helper(ends_with_parent: Callable[[], None] | None) -> None:

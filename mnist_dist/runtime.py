@@ -22,6 +22,7 @@ from mnist_dist import errors
 from mnist_dist.config.schema import Device, Precision
 from mnist_dist.device import Choice, choose_device, choose_precision, default_generator, refuse_overrides
 from mnist_dist.errors import ConfigError
+from mnist_dist.machine import route_to
 from mnist_dist.worker import TIMEOUT, group_folder_of, worker_of
 
 T = TypeVar("T")
@@ -306,6 +307,11 @@ def _without(*variables: str) -> Iterator[None]:
 def _join_group(device: str, ranks: int) -> None:
     """Meet the other ranks; Accelerate takes the group as it finds it."""
     folder = group_folder_of(os.environ)
+    if "GLOO_SOCKET_IFNAME" not in os.environ and "MASTER_ADDR" in os.environ:
+        with contextlib.suppress(OSError):  # gloo would take what the host's name resolves to: often 127.0.1.1
+            _, interface = route_to(os.environ["MASTER_ADDR"])
+            if interface is not None:
+                os.environ["GLOO_SOCKET_IFNAME"] = interface
     torch.distributed.init_process_group(
         "cuda:nccl,cpu:gloo" if device == "cuda" else "gloo",
         init_method=folder.rendezvous.as_uri() if folder else "env://",

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mnist_dist.cli import checks, configs, data, results, training
+from mnist_dist.cli import checks, configs, data, launch, results, training
 
 app = typer.Typer(
     name="mnist-dist",
@@ -24,6 +24,7 @@ app.command("verify")(checks.verify)
 app.command("monitor")(results.monitor)
 app.add_typer(data.app, name="data")
 app.add_typer(configs.app, name="config")
+app.add_typer(launch.app, name="launch")
 
 
 def _print_version(wanted: bool) -> None:

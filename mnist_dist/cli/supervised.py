@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import json
 import os
 import signal
+import sys
 import time
 import traceback
 from pathlib import Path
+from typing import IO
 
 from mnist_dist import heartbeat
 from mnist_dist.errors import MnistDistError
@@ -19,10 +22,9 @@ def begin(group: GroupFolder) -> None:
     """Show signs of life from now on, and stacks in the log when the launcher asks for them with SIGQUIT."""
     heartbeat.start(group.heartbeats, _rank())
     heartbeat.beat()
-    log = os.environ.get(RANK_LOG)
-    if log is not None and hasattr(signal, "SIGQUIT"):
-        Path(log).parent.mkdir(parents=True, exist_ok=True)
-        faulthandler.register(signal.SIGQUIT, file=Path(log).open("a", encoding="utf-8"), all_threads=True)  # noqa: SIM115
+    if hasattr(signal, "SIGQUIT"):
+        with contextlib.suppress(OSError):  # where there can be no log there can be no run: it will say so itself
+            faulthandler.register(signal.SIGQUIT, file=_open_log(), all_threads=True)
 
 
 def leave_word(group: GroupFolder, error: Exception) -> int:
@@ -34,7 +36,7 @@ def leave_word(group: GroupFolder, error: Exception) -> int:
     lines = traceback.format_exception(error)
     log = os.environ.get(RANK_LOG)
     if log is not None:
-        with Path(log).open("a", encoding="utf-8") as file:
+        with contextlib.suppress(OSError), _open_log() as file:  # the disk may be full
             file.writelines(lines)
     if isinstance(error, MnistDistError):
         code, message = error.exit_code, str(error)
@@ -47,6 +49,15 @@ def leave_word(group: GroupFolder, error: Exception) -> int:
     temporary.write_text(json.dumps(record), encoding="utf-8")
     temporary.replace(group.failure(_rank()))
     return code
+
+
+def _open_log() -> IO[str]:
+    """Open this rank's log; standard error where the launcher keeps none."""
+    path = os.environ.get(RANK_LOG)
+    if path is None:
+        return sys.stderr
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    return Path(path).open("a", encoding="utf-8")
 
 
 def _rank() -> int:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -43,6 +44,8 @@ class Group:
     """Names a rank's log file; None keeps no logs."""
     threads: int | None = None
     """CPU threads of each rank; None shares the CPUs equally."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """What every rank gets besides."""
     start_seconds: float = 1800
     """How long a rank that beats may take to its first step."""
     hang_seconds: float = 600
@@ -140,6 +143,17 @@ def run_once(group: Group, folder: GroupFolder, signals: Signals, meanwhile: Cal
         return _cause(ends, group, folder, pulses.read(), stopped=bool(signals.received))
 
 
+def describe(group: Group) -> str:
+    """Write down what would be started, as lines for a shell."""
+    folder = GroupFolder(Path("PRIVATE-FOLDER"))
+    lines = []
+    for rank in range(group.ranks):
+        environment = _environment(group, folder, rank)
+        words = [*(f"{name}={shlex.quote(value)}" for name, value in environment.items()), shlex.join(group.command)]
+        lines.append(" \\\n  ".join(words))
+    return " &\n".join(lines)
+
+
 def _output(group: Group, folder: GroupFolder, rank: int) -> Path:
     return group.log(rank) if group.log else folder.path / f"rank-{rank}.log"
 
@@ -165,7 +179,7 @@ def _environment(group: Group, folder: GroupFolder, rank: int) -> dict[str, str]
     if "GLOO_SOCKET_IFNAME" not in os.environ and hasattr(socket, "if_nameindex"):
         for name in {name for _, name in socket.if_nameindex()} & {"lo", "lo0"}:
             environment["GLOO_SOCKET_IFNAME"] = name  # ranks of one machine need no network
-    return environment
+    return environment | dict(group.environment)
 
 
 def _start(command: tuple[str, ...], environment: dict[str, str], output: IO[bytes] | None) -> subprocess.Popen[bytes]:

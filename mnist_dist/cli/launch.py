@@ -1,0 +1,222 @@
+"""`launch`: hand a command over to processes of this machine, or to the engine that starts them elsewhere."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mnist_dist.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mnist_dist.launch.engines import Cluster, Launch
+
+app = typer.Typer(no_args_is_help=True, help="Start a command on this machine, on several, under Slurm or Kubernetes.")
+
+OWN = ("train", "resume")
+"""The commands of ours that engines start."""
+
+Command = Annotated[list[str], typer.Argument(metavar="-- COMMAND...", help="What to run, after two dashes.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print exactly what would run, and stop.")]
+Nodes = Annotated[int, typer.Option(min=1, help="Machines.")]
+PerNode = Annotated[
+    int | None, typer.Option(min=1, help="Processes on each machine.", show_default="one a visible GPU, or 1")
+]
+NodeRank = Annotated[int, typer.Option(min=0, help="This machine's number: 0 is the head.")]
+Head = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Machine 0, as the others reach it.")]
+MaxRestarts = Annotated[int, typer.Option(min=0, help="How often processes that failed are started again.")]
+
+
+@app.command()
+def local(
+    command: Command,
+    processes: Annotated[
+        int | None, typer.Option("--processes", "-n", min=1, help="Processes.", show_default="one a GPU, or 1")
+    ] = None,
+    max_restarts: MaxRestarts = 3,
+    start_timeout: Annotated[float, typer.Option(min=1, help="Seconds to the first step.")] = 1800,
+    hang_timeout: Annotated[float, typer.Option(min=1, help="Seconds without a sign of life after that.")] = 600,
+    dry_run: DryRun = False,
+) -> None:
+    """Run a command as a group of processes on this machine, and supervise them.
+
+    The command is `train` or `resume` with its options, or any program that reads RANK, WORLD_SIZE and MASTER_ADDR.
+    Hanging is found out for our own commands alone.
+    """
+    from mnist_dist.cli.processes import choose_ranks, own_command
+    from mnist_dist.launch.group import Group, describe
+    from mnist_dist.launch.local import Restarts, run_local
+
+    if command[0] in OWN:
+        options = ["--processes", str(processes)] if processes is not None else []
+        options += ["--max-restarts", str(max_restarts)]
+        if command[0] == "train":
+            options += ["--start-timeout", str(start_timeout), "--hang-timeout", str(hang_timeout)]
+        _options((*command, *options))
+        words = [*own_command(), *command, *options]
+        if not dry_run:
+            os.execv(sys.executable, words)  # it supervises the processes itself
+        typer.echo(shlex.join(words))
+        return
+    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    group = Group(command=tuple(command), ranks=processes or choose_ranks(None, "auto"), environment=environment)
+    if dry_run:
+        typer.echo(describe(group))
+        return
+    raise typer.Exit(run_local(group, Restarts(limit=max_restarts)))
+
+
+@app.command()
+def torchrun(
+    command: Command,
+    nodes: Nodes = 1,
+    processes_per_node: PerNode = None,
+    node_rank: NodeRank = 0,
+    head: Head = None,
+    max_restarts: MaxRestarts = 3,
+    dry_run: DryRun = False,
+) -> None:
+    """Run `train` through torchrun; with several machines, start this on each, with its --node-rank."""
+    from mnist_dist.launch import engines
+
+    words, cluster = _cluster(command, nodes, processes_per_node, node_rank, head, max_restarts)
+    _start(engines.torchrun(cluster, words), dry_run=dry_run)
+
+
+@app.command()
+def accelerate(
+    command: Command,
+    nodes: Nodes = 1,
+    processes_per_node: PerNode = None,
+    node_rank: NodeRank = 0,
+    head: Head = None,
+    max_restarts: MaxRestarts = 3,
+    dry_run: DryRun = False,
+) -> None:
+    """Run `train` through `accelerate launch`; with several machines, start this on each, with its --node-rank."""
+    from mnist_dist.launch import engines
+
+    words, cluster = _cluster(command, nodes, processes_per_node, node_rank, head, max_restarts)
+    _start(engines.accelerate(cluster, words), dry_run=dry_run)
+
+
+@app.command()
+def slurm(
+    command: Command,
+    nodes: Nodes = 1,
+    processes_per_node: Annotated[int | None, typer.Option(min=1, show_default="the GPUs, or 1")] = None,
+    gpus_per_node: Annotated[int, typer.Option(min=0, help="GPUs of each machine; 0 trains on CPUs.")] = 0,
+    cpus_per_process: Annotated[int, typer.Option(min=1, help="CPUs of each process.")] = 1,
+    time: Annotated[str, typer.Option(help="Time limit: minutes, HH:MM:SS or D-HH:MM:SS.")] = "01:00:00",
+    warning_seconds: Annotated[int, typer.Option(min=1, help="Seconds before it at which the run saves.")] = 120,
+    name: Annotated[str, typer.Option(help="The job's name.")] = "mnist-dist",
+    partition: Annotated[str | None, typer.Option(help="The partition.", show_default="the cluster's")] = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Submit a job that trains, saves before its time is over, goes back into the queue and resumes."""
+    from mnist_dist.cli.processes import own_command
+    from mnist_dist.launch.slurm import SlurmJob, render, submit
+
+    per_node = processes_per_node or gpus_per_node or 1
+    words, run = _prepared(command, ranks=nodes * per_node)
+    job = SlurmJob(
+        command=words,
+        run=run,
+        nodes=nodes,
+        processes_per_node=per_node,
+        gpus_per_node=gpus_per_node,
+        cpus_per_process=cpus_per_process,
+        time=time,
+        warning_seconds=warning_seconds,
+        name=name,
+        partition=partition,
+        python=own_command(),
+    )
+    script = render(job)
+    typer.echo(script if dry_run else submit(script), nl=not dry_run)
+
+
+def _cluster(
+    command: list[str], nodes: int, per_node: int | None, node_rank: int, head: str | None, max_restarts: int
+) -> tuple[tuple[str, ...], Cluster]:
+    from mnist_dist.cli.processes import choose_ranks
+    from mnist_dist.launch.engines import Cluster
+    from mnist_dist.machine import visible_gpus
+
+    device = _options(tuple(command)).get("device") or "auto"
+    cpu = device == "cpu" or (device == "auto" and not visible_gpus())
+    cluster = Cluster(
+        nodes=nodes,
+        processes_per_node=per_node or choose_ranks(None, device),
+        node_rank=node_rank,
+        head=head,
+        cpu=cpu,
+        max_restarts=max_restarts,
+    )
+    words, _ = _prepared(command, ranks=cluster.ranks)
+    return words, cluster
+
+
+def _prepared(command: list[str], *, ranks: int) -> tuple[tuple[str, ...], str]:
+    """Check a command for an engine that starts it again after failures.
+
+    Returns:
+        Its words, with `--resume` (a restart shall continue) and `--run-dir` (torchrun takes `--run` for its own),
+        and the run folder.
+
+    Raises:
+        ConfigError: It isn't `train` or `resume`, names no folder, or so many processes can't share its batch.
+    """
+    from mnist_dist.cli.training import resolve
+    from mnist_dist.config import load
+    from mnist_dist.folder import RunFolder
+
+    if command[0] not in OWN:
+        raise ConfigError(f"{command[0]!r} cannot be launched there: the command is `train ...` or `resume RUN`.")
+    options = _options(tuple(command))
+    for name in ("processes", "max_restarts", "start_timeout", "hang_timeout"):
+        if f"--{name.replace('_', '-')}" in command:
+            raise ConfigError(f"--{name.replace('_', '-')} belongs before the two dashes: the engine starts processes.")
+    if command[0] == "resume":
+        run = RunFolder(options["run"])
+        run.check_run()
+        load(run.config).config.train.split_batch(ranks)
+        return tuple(command), str(run.path)
+    if options["run"] is None:
+        raise ConfigError("train needs --run-dir here: all processes must know the folder, and a restart finds it.")
+    resolved, _ = resolve(options["config"], list(options["set_"] or ()), {})
+    resolved.config.train.split_batch(ranks)
+    words = ["--run-dir" if word == "--run" else word for word in command]
+    return (*words, *(() if options["resume_"] else ("--resume",))), str(options["run"])
+
+
+def _options(words: tuple[str, ...]) -> dict[str, Any]:
+    """Read the options of one of our own commands, as that command would; mistakes are shown before anything runs."""
+    from mnist_dist.cli.app import app as root
+
+    name, *rest = words
+    if name not in OWN:
+        return {}
+    command: Any = typer.main.get_command(root)
+    context = command.commands[name].make_context(name, rest)
+    options: dict[str, Any] = context.params
+    return options
+
+
+def _start(launch: Launch, *, dry_run: bool) -> None:
+    if dry_run:
+        typer.echo(str(launch))
+        return
+    sys.stdout.flush()
+    launch.replace_this_process()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
