@@ -112,3 +112,71 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+class Machines:
+    """Two network namespaces, joined by a cable, each with a folder of its own."""
+
+    ADDRESSES = ("10.77.0.1", "10.77.0.2")
+
+    def __init__(self, root: Path) -> None:
+        self.names = [f"md{os.getpid()}{side}" for side in "ab"]
+        self.folders = [root / side for side in "ab"]
+        self.started: list[subprocess.Popen[bytes]] = []
+        for folder in self.folders:
+            folder.mkdir(parents=True)
+
+    def connect(self) -> None:
+        ends = ("va", "vb")
+        for name in self.names:
+            _ip("netns", "add", name)
+        _ip("link", "add", "va", "netns", self.names[0], "type", "veth", "peer", "name", "vb", "netns", self.names[1])
+        for name, end, address in zip(self.names, ends, self.ADDRESSES, strict=True):
+            _ip("-n", name, "address", "add", f"{address}/24", "dev", end)
+            for device in ("lo", end):
+                _ip("-n", name, "link", "set", device, "up")
+
+    def disconnect(self) -> None:
+        for node in range(2):
+            self.kill(node)
+        for process in self.started:
+            process.wait(30)
+        for name in self.names:
+            _ip("netns", "delete", name)
+
+    def start(self, node: int, words: list[object], **environment: str) -> subprocess.Popen[bytes]:
+        """Start a command on a machine; what it prints goes to `out` in the machine's folder."""
+        folder = self.folders[node]
+        variables = {"PATH": f"{BIN}:{os.environ['PATH']}", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+        with (folder / "out").open("ab") as out:
+            process = subprocess.Popen(
+                ["ip", "netns", "exec", self.names[node], *map(str, words)],
+                cwd=folder,
+                env=os.environ | variables | environment,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+            )
+        self.started.append(process)
+        return process
+
+    def kill(self, node: int) -> list[int]:
+        """Kill whatever runs on a machine."""
+        pids = [int(pid) for pid in _ip("netns", "pids", self.names[node]).split()]
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return pids
+
+    def cut(self, seconds: float) -> None:
+        """Pull the cable for a while."""
+        _ip("-n", self.names[0], "link", "set", "va", "down")
+        time.sleep(seconds)
+        _ip("-n", self.names[0], "link", "set", "va", "up")
+
+    def out(self, node: int) -> str:
+        return (self.folders[node] / "out").read_text(errors="replace")
+
+
+def _ip(*words: str) -> str:
+    return subprocess.run(["ip", *words], check=True, capture_output=True, text=True).stdout

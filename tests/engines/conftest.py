@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster import Slurm
+from cluster import Machines, Slurm
 from watched import Watched
 
 TRAIN = ["train", "--epochs", "2", "--set", "train.reduction=exact", "--set", "train.log_every=5",
@@ -27,6 +27,20 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
         yield cluster
     finally:
         cluster.stop()
+
+
+@pytest.fixture
+def machines(tmp_path: Path) -> Iterator[Machines]:
+    """Two machines without a common disk."""
+    if os.geteuid() != 0 or not shutil.which("ip"):
+        pytest.skip("needs root and Debian's package iproute2")
+    pair = Machines(tmp_path)
+    try:
+        pair.connect()
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"network namespaces are not permitted here: {error.stderr}")
+    yield pair
+    pair.disconnect()
 
 
 @pytest.fixture(scope="session")
