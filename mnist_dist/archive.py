@@ -19,7 +19,7 @@ from torch import nn
 from mnist_dist import checkpoint
 from mnist_dist.config import Resolved
 from mnist_dist.data import Dataset
-from mnist_dist.errors import CheckpointError, DataError, NonFiniteError
+from mnist_dist.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from mnist_dist.folder import RunFolder, write_json
 from mnist_dist.parts import Parts
 from mnist_dist.progress import Progress
@@ -27,6 +27,21 @@ from mnist_dist.reports import Result
 from mnist_dist.runtime import Runtime
 
 CHECKPOINT_FILES = ("meta.json", "model.safetensors", "optimizer.safetensors")
+
+
+def refuse_run_elsewhere(folder: RunFolder, runtime: Runtime) -> None:
+    """Make sure that a run which is to go on lies where rank 0 can read it. Every rank.
+
+    Raises:
+        ConfigError: Another rank's machine has it, and rank 0's has not: it would begin anew there.
+    """
+    is_here = folder.config.exists()
+    owner = runtime.maximum((runtime.rank + 1) * is_here) - 1
+    if owner > 0 and not runtime.broadcast(is_here):
+        raise ConfigError(
+            f"The run {folder.path} lies on the machine of rank {owner}, and not on that of rank 0, which alone reads "
+            f"it: keep runs on a disk that all machines share, or see to it that the same machine has rank 0 again."
+        )
 
 
 def open_folder(

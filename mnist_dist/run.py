@@ -63,6 +63,8 @@ def train(
         resolved = _settle(resolved, runtime)
         sampler = _agree(resolved.config, dataset, runtime)
         folder = RunFolder(Path(runtime.broadcast(str(run or default_run_folder("run")))))
+        if resume:
+            archive.refuse_run_elsewhere(folder, runtime)
         runtime.on_first_rank(
             lambda: archive.open_folder(folder, resolved, runtime, dataset, stack, console if resume else None)
         )

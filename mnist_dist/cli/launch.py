@@ -55,7 +55,7 @@ def local(
         options = ["--processes", str(processes)] if processes is not None else []
         options += ["--max-restarts", str(max_restarts)]
         if command[0] == "train":
-            options += ["--start-timeout", str(start_timeout), "--hang-timeout", str(hang_timeout)]
+            options += ["--start-timeout", f"{start_timeout:g}", "--hang-timeout", f"{hang_timeout:g}"]
         _options((*command, *options))
         words = [*own_command(), *command, *options]
         if not dry_run:

@@ -33,8 +33,14 @@ def this_worker(processes: int | None) -> Worker | None:
 
 
 def choose_ranks(processes: int | None, device: str) -> int:
-    """Decide how many processes to start: as many as asked for, else one for each visible GPU, else one."""
+    """Decide how many processes to start: as many as asked for, else one for each visible GPU, else one.
+
+    Raises:
+        ConfigError: There are not so many GPUs.
+    """
     if processes is not None:
+        if device == "cuda" and 0 < (gpus := visible_gpus()) < processes:
+            raise ConfigError(f"--processes is {processes}, and {gpus} GPUs are visible: one process a GPU, so {gpus}.")
         return processes
     if device in ("cpu", "mps") or version("torch").endswith("+cpu"):
         return 1

@@ -25,19 +25,24 @@ SCRIPT = r"""#!/usr/bin/env bash
 set -euo pipefail
 
 TRAIN=({train})
-{python}
+RESULT={result}
+PYTHON=({python})
+
 # The ranks meet on the first machine of the allocation, at the address under which Slurm knows it.
 HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_ADDR=$(scontrol -o show node "$HEAD" | sed 's/.* NodeAddr=\([^ ]*\).*/\1/')
 export MASTER_ADDR MASTER_PORT=$((20000 + (SLURM_JOB_ID + ${{SLURM_RESTART_COUNT:-0}}) % 20000))
 # A group of another size than this is refused: no silent run of one process.
-export MNIST_DIST_WORLD_SIZE=$((SLURM_JOB_NUM_NODES * {tasks}))
+export MNIST_DIST_WORLD_SIZE=$((SLURM_JOB_NUM_NODES * SLURM_NTASKS_PER_NODE))
 export OMP_NUM_THREADS=${{SLURM_CPUS_PER_TASK:-1}}
 {cpu}
+
 # A rank is told its place by the variables that torchrun would set. A rank that dies ends the others.
-srun --ntasks={total} --ntasks-per-node={tasks} --kill-on-bad-exit=1 --wait=60 bash -c '
-  export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS LOCAL_WORLD_SIZE={tasks}
-  exec "$@"' rank "${{PYTHON[@]}}" "${{TRAIN[@]}}" &
+srun --ntasks="$MNIST_DIST_WORLD_SIZE" --ntasks-per-node="$SLURM_NTASKS_PER_NODE" --cpus-per-task="$OMP_NUM_THREADS" \
+  --kill-on-bad-exit=1 --wait=60 bash -c '
+    export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID
+    export WORLD_SIZE=$SLURM_NTASKS LOCAL_WORLD_SIZE=$SLURM_NTASKS_PER_NODE
+    exec "$@"' rank "${{PYTHON[@]}}" "${{TRAIN[@]}}" &
 STEP=$!
 
 # The signal reaches this script alone: pass it on to the ranks, and remember it.
@@ -51,7 +56,6 @@ while [ -n "$TRAPPED" ]; do  # a trap interrupts the wait
 done
 
 # Again only where the run says itself that it was stopped, and not after scancel.
-RESULT={result}
 if [ -n "$WARNED" ] && grep -qs '"status": "stopped"' "$RESULT"; then
   echo "stopped before the time was over: back into the queue"
   scontrol requeue "$SLURM_JOB_ID"
@@ -115,9 +119,7 @@ def render(job: SlurmJob, *, how: str = "sbatch SCRIPT") -> str:
         how=how,
         directives="\n".join(f"#SBATCH --{name}={value}" for name, value in directives.items() if value is not None),
         train=shlex.join(job.command),
-        python=f"PYTHON=({shlex.join(job.python)})",
-        tasks=job.processes_per_node,
-        total=job.nodes * job.processes_per_node,
+        python=shlex.join(job.python),
         cpu=cpu,
         result=shlex.quote(f"{job.run}/result.json"),
     )

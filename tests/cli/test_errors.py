@@ -18,6 +18,27 @@ from PIL import Image
         ),
         (["train", "--config", "quik"], 2, "no preset 'quik'. Did you mean 'quick'?"),
         (["train", "--epochs", "0"], 2, "train.epochs is 0.0 (from --epochs): it must be"),
+        (["launch", "torchrun", "--", "train"], 2, "train needs --run-dir here"),
+        (["launch", "torchrun", "--", "evaluate", "r"], 2, "'evaluate' cannot be launched there"),
+        (["launch", "torchrun", "--nodes", "2", "--", "train", "--run", "r"], 2, "give --head HOST:PORT"),
+        (
+            ["launch", "torchrun", "--nodes", "2", "--head", "localhost:x", "--", "train", "--run", "r"],
+            2,
+            "be a number",
+        ),
+        (["launch", "torchrun", "--nodes", "2", "--head", "no.where", "--", "train", "--run", "r"], 2, "be reached"),
+        (["launch", "torchrun", "--node-rank", "1", "--", "train", "--run", "r"], 2, "they count from 0 to 0"),
+        (["launch", "torchrun", "--", "train", "--run", "r", "--processes", "2"], 2, "belongs before the two dashes"),
+        (["launch", "slurm", "--nodes", "3", "--", "train", "--run", "r"], 2, "which 3 processes cannot share"),
+        (["launch", "slurm", "--time", "soon", "--", "train", "--run", "r"], 2, "--time is soon: write minutes"),
+        (
+            ["launch", "slurm", "--gpus-per-node", "4", "--processes-per-node", "2", "--", "train", "--run", "r"],
+            2,
+            "each process has one GPU",
+        ),
+        (["launch", "slurm", "--", "train", "--run", "r"], 2, "There is no sbatch here"),
+        (["launch", "torchrun", "--", "train", "--epoch", "3"], 2, "No such option: --epoch"),
+        (["launch", "local", "--", "nothing-like-this"], 2, "nothing-like-this cannot be started"),
         (["train", "--processes", "3"], 2, "which 3 processes cannot share equally: use 30 or 33."),
         (["train", "--device", "cuda"], 2, "no CUDA GPU is visible here"),
         (["train", "--device", "mps"], 2, "there is no Apple GPU here"),
@@ -34,7 +55,7 @@ from PIL import Image
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_a_mistake_gives_its_message_and_exit_code(command, tmp_path, words, code, message):
-    ended = command(*words, CUDA_VISIBLE_DEVICES="")
+    ended = command(*words, CUDA_VISIBLE_DEVICES="", PATH="")
     assert ended.code == code, ended.err
     assert message in " ".join(ended.err.split())
     assert "Traceback" not in ended.err
@@ -75,6 +96,12 @@ def test_data_check_lists_every_bad_file(command, tmp_path, folder_of):
         "train/class-0/1.png",
         "test/class-2/4.png",
     }
+
+
+def test_more_processes_than_gpus_are_refused(command):
+    ended = command("train", "--device", "cuda", "--processes", "3", CUDA_VISIBLE_DEVICES="0,1")
+    assert ended.code == 2
+    assert "--processes is 3, and 2 GPUs are visible: one process a GPU, so 2." in ended.err
 
 
 def test_a_run_never_writes_into_another(command, trained_run):

@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 
 BIN = Path(sys.executable).parent
-TRAIN = ["-m", "mnist_dist", "train", "--epochs", "2", "--run-dir", "run"]
+RECIPES = Path(__file__).parents[2] / "launch"
+TRAIN = ["train", "--epochs", "2", "--run", "run"]
+MODULE = ["-m", "mnist_dist", "train", "--epochs", "2", "--run-dir", "run"]
+LAUNCH = [sys.executable, "-m", "mnist_dist", "launch"]
 LAUNCHERS = {
     "processes": [sys.executable, "-m", "mnist_dist", "train", "--epochs", "2", "--run", "run", "--processes", "2"],
-    "torchrun": [BIN / "torchrun", "--standalone", "--nproc-per-node", "2", *TRAIN],
-    "accelerate": [
-        BIN / "accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-        "--mixed_precision", "no", "--dynamo_backend", "no", *TRAIN,
-    ],
+    "launch local": [*LAUNCH, "local", "-n", "2", "--", *TRAIN],
+    "launch torchrun": [*LAUNCH, "torchrun", "--processes-per-node", "2", "--", *TRAIN],
+    "launch accelerate": [*LAUNCH, "accelerate", "--processes-per-node", "2", "--", *TRAIN],
 }  # fmt: skip
 
 
@@ -69,8 +70,8 @@ def test_all_launchers_end_with_the_same_weights(by_launcher):
 
 
 def test_accelerate_launch_without_ranks_starts_nothing_more(tmp_path):
-    words = [BIN / "accelerate", "launch", "--cpu", "--num_processes", "1", "--num_machines", "1"]
-    ended = run([*words, "--mixed_precision", "no", "--dynamo_backend", "no", *TRAIN], tmp_path)
+    words = [BIN / "accelerate", "launch", "--config_file", RECIPES / "accelerate" / "cpu.yaml"]
+    ended = run([*words, *MODULE], tmp_path)
     assert ended.returncode == 0, ended.stderr
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["ranks"] == 1
     assert not (tmp_path / "run" / "logs").exists()
@@ -79,14 +80,15 @@ def test_accelerate_launch_without_ranks_starts_nothing_more(tmp_path):
 def test_a_group_of_another_size_than_the_recipe_says_is_refused(tmp_path):
     words = [BIN / "accelerate", "launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
     ended = run(
-        [*words, "--mixed_precision", "no", "--dynamo_backend", "no", *TRAIN], tmp_path, MNIST_DIST_WORLD_SIZE="2"
+        [*words, "--mixed_precision", "no", "--dynamo_backend", "no", *MODULE], tmp_path, MNIST_DIST_WORLD_SIZE="2"
     )
     assert ended.returncode != 0
     assert "MNIST_DIST_WORLD_SIZE is 2, but this group has 1" in ended.stderr
 
 
 def test_a_dry_run_under_a_launcher_trains_nothing(tmp_path):
-    ended = run([*LAUNCHERS["torchrun"], "--dry-run"], tmp_path)
+    words = [BIN / "torchrun", "--standalone", "--nproc-per-node", "2", *MODULE, "--dry-run"]
+    ended = run(words, tmp_path)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("global batch   32 = 16 x 1 x 2") == 1
     assert not list(tmp_path.iterdir())

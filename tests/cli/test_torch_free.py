@@ -14,7 +14,8 @@ print("MODULES", code, *(name for name in ("torch", "torchvision", "accelerate",
 """
 
 COMMANDS = ["train", "evaluate", "predict", "show", "monitor", "data", "data import", "data check", "data stats",
-            "config", "config list", "config show", "config validate"]  # fmt: skip
+            "launch local", "launch torchrun", "launch accelerate",
+            "launch slurm", "config", "config list", "config show", "config validate"]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,11 @@ COMMANDS = ["train", "evaluate", "predict", "show", "monitor", "data", "data imp
         ("train --processes 3", 2),
         ("train --config nothing", 2),
         ("monitor nowhere", 2),
+        ("launch local -n 2 --dry-run -- train", 0),
+        ("launch local -n 2 -- true", 0),
+        ("launch torchrun --dry-run -- train --run r", 0),
+        ("launch accelerate --dry-run -- train --run r", 0),
+        ("launch slurm --dry-run -- train --run r", 0),
     ],
 )
 def test_a_command_that_needs_no_torch_does_not_import_it(words, code, tmp_path):

@@ -142,6 +142,24 @@ def overflowing(*, folder: str, steps: list[int]) -> list:
     return [result.status, str(result.step)]
 
 
+def resuming_elsewhere(*, folder: str) -> str:
+    """Resume a run that only rank 1 can see."""
+    from mnist_dist import run
+    from mnist_dist.config import load
+
+    here = Path(folder) / os.environ["RANK"]
+    here.mkdir()
+    os.chdir(here)
+    if os.environ["RANK"] == "1":
+        Path("run").mkdir()
+        Path("run/config.yaml").touch()
+    try:
+        run.train(load("quick"), run=Path("run"), resume=True)
+    except errors.ConfigError as error:
+        return str(error)
+    return "nothing was noticed"
+
+
 def normalising() -> list:
     """Train a batch normalisation on other numbers on each rank, and settle it."""
     from mnist_dist.reduction import Ddp, Exact

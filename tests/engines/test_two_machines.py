@@ -1,5 +1,6 @@
 """Training over two machines (network namespaces) that share no disk, by the recipes alone."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,12 @@ def torchrun(machines, node):
     variables = {"NODES": "2", "PROCESSES": "1", "NODE_RANK": str(node), "HEAD": HEAD}
     words = ["bash", RECIPES / "torchrun" / "train.sh", *TRAIN, "--resume", "--run-dir", "run"]
     return machines.start(node, words, **variables)
+
+
+def launched(machines, node):
+    options = ["--nodes", "2", "--processes-per-node", "1", "--node-rank", node, "--head", HEAD]
+    words = [sys.executable, "-m", "mnist_dist", "launch", "torchrun", *options, "--", *TRAIN, "--run", "run"]
+    return machines.start(node, words)
 
 
 def accelerate(machines, node):
@@ -59,10 +66,10 @@ def test_accelerate_trains_across(machines, head, whole):
 
 
 def test_a_killed_machine_that_is_started_again_rejoins_and_the_bits_are_right(machines, head, whole):
-    first, _ = [torchrun(machines, node) for node in (0, 1)]
+    first, _ = [launched(machines, node) for node in (0, 1)]
     wait_for(lambda: has_checkpoint(head), "a checkpoint")
     assert len(machines.kill(1)) >= 2  # torchrun and its rank
-    again = torchrun(machines, 1)
+    again = launched(machines, 1)
     finish(machines, [first, again])
     assert "resumed after step" in machines.out(0)
     assert head.bits() == whole
