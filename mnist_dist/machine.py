@@ -16,6 +16,8 @@ from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 SIOCGIFADDR = 0x8915
+CGROUPS = Path("/sys/fs/cgroup")
+"""Where the kernel shows the limits of this process's group."""
 
 
 def visible_gpus() -> int:
@@ -31,10 +33,22 @@ def visible_gpus() -> int:
     return sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
 
 
-def allowed_cpus() -> int:
+def allowed_cpus(cgroups: Path = CGROUPS) -> int:
     """Count the CPUs that this process may use: those of its affinity, and no more than its cgroup's quota."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cpus, math.floor(_cgroup_quota() or cpus)))
+    return max(1, min(cpus, math.floor(cgroup_quota(cgroups) or cpus)))
+
+
+def cgroup_quota(cgroups: Path = CGROUPS) -> float | None:
+    """Read the CPU quota of the cgroup, version 2 or 1, in CPUs; None where there is none."""
+    try:
+        if (cgroups / "cpu.max").exists():
+            quota, period = (cgroups / "cpu.max").read_text(encoding="ascii").split()
+        else:
+            quota, period = ((cgroups / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return int(quota) / int(period) if int(quota) > 0 else None  # -1: none, in version 1
+    except (OSError, ValueError):  # absent, or "max"
+        return None
 
 
 def die_with_parent() -> Callable[[], None] | None:
@@ -84,12 +98,3 @@ def start_helper(ends_with_parent: Callable[[], None] | None) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if ends_with_parent is not None:
         ends_with_parent()
-
-
-def _cgroup_quota() -> float | None:
-    """Read the CPU quota of cgroup v2, in CPUs."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-    except (OSError, ValueError):
-        return None
-    return None if quota == "max" else int(quota) / int(period)

@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed
@@ -219,6 +219,11 @@ class Vote:
             self._pending.wait()
             self._pending = None
         return int(self._value)
+
+
+def has_backend(name: Literal["gloo", "nccl"]) -> bool:
+    """Tell whether this build of torch can reduce over that library."""
+    return torch.distributed.is_available() and torch.distributed.is_backend_available(name)
 
 
 @contextlib.contextmanager

@@ -13,9 +13,9 @@ code = _run()
 print("MODULES", code, *(name for name in ("torch", "torchvision", "accelerate", "tensorboard") if name in sys.modules))
 """
 
-COMMANDS = ["train", "evaluate", "predict", "show", "monitor", "data", "data import", "data check", "data stats",
-            "launch local", "launch torchrun", "launch accelerate",
-            "launch slurm", "config", "config list", "config show", "config validate"]  # fmt: skip
+COMMANDS = ["train", "evaluate", "predict", "show", "monitor", "doctor", "data", "data import", "data check",
+            "data stats", "launch local", "launch torchrun", "launch accelerate", "launch slurm", "launch kubernetes",
+            "config", "config list", "config show", "config validate"]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,76 @@
+"""Two or more processes that add up a tensor: that they find each other, get it right, and how long it takes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import statistics
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from mnist_dist import heartbeat
+from mnist_dist.doctor.finding import first_line
+from mnist_dist.errors import ConfigError, WorkerError
+from mnist_dist.runtime import start
+
+FLOATS = 2**18
+"""1 MiB, as much as the gradients of a network with 262,144 weights."""
+REPEATS = 21
+"""The first few are slower: connections are made then."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What rank 0 measured."""
+
+    ranks: int
+    seconds: float
+    """The median time of one all-reduce."""
+
+    @classmethod
+    def read(cls, file: Path) -> Measured:
+        """Read what `measure` has written."""
+        return cls(**json.loads(file.read_text(encoding="utf-8")))
+
+
+def measure(device: Literal["cpu", "cuda"], output: Path) -> None:
+    """Add up a tensor over all processes, some times. Every rank.
+
+    Args:
+        device: `cpu` goes over gloo, `cuda` over NCCL.
+        output: A JSON file that rank 0 writes, with a `Measured`.
+
+    Raises:
+        ConfigError: The library refuses to work here; the message has its words.
+        WorkerError: The sum is wrong, or another rank is gone.
+    """
+    for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
+        del os.environ[name]  # another check is about these
+    try:
+        _measure(device, output)
+    except RuntimeError as error:  # of gloo or NCCL, behind the place in its source
+        words = re.sub(r"^\[[^]]*\] ", "", first_line(error))
+        raise ConfigError(f"Rank {os.environ['RANK']}: {words}") from error
+
+
+def _measure(device: Literal["cpu", "cuda"], output: Path) -> None:
+    with start(device=device, precision="fp32", threads=1) as runtime:
+        heartbeat.beat()
+        values = torch.full((FLOATS,), runtime.rank + 1.0, device=runtime.device)
+        seconds = []
+        for _ in range(REPEATS):
+            began = time.perf_counter()
+            total = runtime.sum(values)
+            float(total[-1])  # waits for the device
+            seconds.append(time.perf_counter() - began)
+        expected = runtime.ranks * (runtime.ranks + 1) / 2
+        if not bool((total == expected).all()):
+            raise WorkerError(f"Rank {runtime.rank} of {runtime.ranks} got a wrong sum from an all-reduce.")
+        if runtime.rank == 0:
+            measured = Measured(ranks=runtime.ranks, seconds=statistics.median(seconds))
+            output.write_text(json.dumps(asdict(measured)), encoding="utf-8")
