@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def test_a_wheel_carries_presets_and_digits(tmp_path):
+def test_a_wheel_carries_presets_recipes_and_digits(tmp_path):
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True, timeout=60)
     (wheel,) = tmp_path.glob("*.whl")
@@ -20,4 +20,8 @@ def test_a_wheel_carries_presets_and_digits(tmp_path):
         ended = subprocess.run([*command, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert ended.returncode == 0, ended.stderr
         assert "quick" in ended.stdout
-    assert (tmp_path / "site" / "mnist_dist" / "configs" / "baseline.yaml").is_file()
+    package = tmp_path / "site" / "mnist_dist"
+    assert (package / "configs" / "baseline.yaml").is_file()
+    recipes = {path.relative_to(ROOT / "launch") for path in (ROOT / "launch").rglob("*") if path.is_file()}
+    assert recipes == {path.relative_to(package / "recipes") for path in package.glob("recipes/**/*") if path.is_file()}
+    assert Path("kubernetes/job.yaml") in recipes
