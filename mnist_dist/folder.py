@@ -10,12 +10,14 @@ import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from mnist_dist.errors import CheckpointError, ConfigError
-from mnist_dist.reports import Result
+
+if TYPE_CHECKING:
+    from mnist_dist.reports import Result  # brings numpy, which a launcher needs not
 
 
 @dataclass(frozen=True, slots=True)

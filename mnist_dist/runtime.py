@@ -9,8 +9,10 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from types import ModuleType
 from typing import Any, Literal, TypeVar
 
+import accelerate.accelerator
 import torch
 import torch.distributed
 from accelerate import Accelerator
@@ -52,7 +54,9 @@ class Runtime:
             model: The same on every rank.
             training: With several ranks, wrap it in DDP.
         """
-        prepared: nn.Module = self._accelerator.prepare_model(model, evaluation_mode=not training)
+        # Looking for DTensors, of which our networks have none, would import half a second of sharding code.
+        with _replaced(accelerate.accelerator, "model_has_dtensor", lambda model: False):
+            prepared: nn.Module = self._accelerator.prepare_model(model, evaluation_mode=not training)
         return prepared
 
     def seed(self, value: int) -> None:
@@ -297,6 +301,19 @@ def _deterministic_cuda() -> Iterator[None]:
         torch.use_deterministic_algorithms(False)
         torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = former[:2]
         torch.backends.cuda.matmul.allow_tf32 = former[2]
+
+
+@contextlib.contextmanager
+def _replaced(module: ModuleType, name: str, value: Any) -> Iterator[None]:
+    """Replace an attribute for a while, where there is one."""
+    former = getattr(module, name, None)
+    if former is not None:
+        setattr(module, name, value)
+    try:
+        yield
+    finally:
+        if former is not None:
+            setattr(module, name, former)
 
 
 @contextlib.contextmanager

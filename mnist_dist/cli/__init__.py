@@ -7,7 +7,6 @@ import os
 import sys
 
 from mnist_dist import signals
-from mnist_dist.cli import supervised
 from mnist_dist.errors import MnistDistError, StoppedError, StorageError
 from mnist_dist.worker import GroupFolder, group_folder_of
 
@@ -19,6 +18,8 @@ def main() -> None:
     signals.install()
     group = group_folder_of(os.environ)
     if group is not None:
+        from mnist_dist.cli import supervised
+
         supervised.begin(group)
     code = _run(group)
     sys.stdout.flush()
@@ -36,18 +37,24 @@ def _run(group: GroupFolder | None = None) -> int:
         app()
     except SystemExit as end:
         if group is not None and isinstance(end.__context__, BrokenPipeError):
-            return supervised.leave_word(group, _as_ours(end.__context__))
+            return _leave_word(group, _as_ours(end.__context__))
         return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
     except Exception as raised:
         error = _as_ours(raised)
         if group is not None:
-            return supervised.leave_word(group, error)
+            return _leave_word(group, error)
         if not isinstance(error, MnistDistError):
             raise  # a bug keeps its traceback
         if error.exit_code != 128 + SIGPIPE:
             print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     return 0
+
+
+def _leave_word(group: GroupFolder, error: Exception) -> int:
+    from mnist_dist.cli import supervised
+
+    return supervised.leave_word(group, error)
 
 
 def _as_ours(error: Exception) -> Exception:

@@ -6,7 +6,7 @@ import os
 import shlex
 import socket
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -138,6 +138,53 @@ def slurm(
     )
     script = render(job)
     typer.echo(script if dry_run else submit(script), nl=not dry_run)
+
+
+@app.command()
+def kubernetes(
+    command: Command,
+    image: Annotated[str, typer.Option(help="An image with this program: launch/kubernetes/Dockerfile makes one.")],
+    run_claim: Annotated[str, typer.Option(help="PersistentVolumeClaim for run folders, mounted at /runs.")],
+    data_claim: Annotated[
+        str | None, typer.Option(help="PersistentVolumeClaim with the pictures, mounted read-only at /data.")
+    ] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Pods, each on a node of its own.")] = 1,
+    processes_per_node: Annotated[int | None, typer.Option(min=1, show_default="the GPUs, or 1")] = None,
+    gpus_per_node: Annotated[int, typer.Option(min=0, help="GPUs of each pod; 0 trains on CPUs.")] = 0,
+    cpus: Annotated[int, typer.Option(min=1, help="CPUs of each pod.")] = 2,
+    memory: Annotated[str, typer.Option(help="Memory of each pod.")] = "8Gi",
+    kind: Annotated[
+        Literal["job", "trainjob"], typer.Option(help="An Indexed Job, or a TrainJob of Kubeflow Trainer.")
+    ] = "job",
+    name: Annotated[str, typer.Option(help="Of the job, and of the run in /runs.")] = "mnist",
+    max_restarts: Annotated[
+        int | None, typer.Option(min=0, help="Restarts of a job.", show_default="3; a TrainJob's runtime decides")
+    ] = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Start training on a cluster with kubectl; --dry-run prints the manifest alone."""
+    from mnist_dist.cli.training import resolve
+    from mnist_dist.launch.kubernetes import KubernetesJob, apply, render
+
+    job = KubernetesJob(
+        name=name,
+        image=image,
+        run_claim=run_claim,
+        data_claim=data_claim,
+        nodes=nodes,
+        processes_per_node=processes_per_node or gpus_per_node or 1,
+        gpus_per_node=gpus_per_node,
+        cpus=cpus,
+        memory=memory,
+        kind=kind,
+        max_restarts=max_restarts,
+        command=tuple(command),
+    )
+    manifest = render(job)
+    options = _options(tuple(command))
+    resolved, _ = resolve(options["config"], list(options["set_"] or ()), {})
+    resolved.config.train.split_batch(nodes * job.processes_per_node)
+    typer.echo(manifest if dry_run else apply(manifest), nl=not dry_run)
 
 
 def _cluster(

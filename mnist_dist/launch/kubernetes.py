@@ -1,8 +1,10 @@
-"""Writes down a run for Kubernetes, as YAML for `kubectl apply`; nothing here talks to a cluster."""
+"""Writes down a run for Kubernetes, as YAML for `kubectl apply`."""
 
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from pathlib import PurePosixPath
 
 import yaml
@@ -10,7 +12,7 @@ import yaml
 from mnist_dist.errors import ConfigError
 from mnist_dist.launch.manifests import DATA, RUNS, KubernetesJob, indexed_job, service, train_job
 
-__all__ = ["KubernetesJob", "render"]
+__all__ = ["KubernetesJob", "apply", "render"]
 
 NAME_LENGTH = 40
 """The names of pods and hosts, which are longer by up to 20 characters, must stay within 63."""
@@ -39,6 +41,24 @@ def render(job: KubernetesJob) -> str:
     arguments = _arguments(job)
     documents = [service(job), indexed_job(job, arguments)] if job.kind == "job" else [train_job(job, arguments)]
     return _usage(job) + yaml.safe_dump_all(documents, sort_keys=False, explicit_start=True, width=120)
+
+
+def apply(manifest: str) -> str:
+    """Hand a manifest to the cluster that kubectl is set up for.
+
+    Returns:
+        What kubectl says.
+
+    Raises:
+        ConfigError: There is no kubectl here, or the cluster refuses the manifest.
+    """
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:
+        raise ConfigError("There is no kubectl here: write the manifest with --dry-run, and apply it where there is.")
+    done = subprocess.run([kubectl, "apply", "-f", "-"], input=manifest, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ConfigError(f"The cluster refuses the manifest: {done.stderr.strip()}")
+    return done.stdout.strip()
 
 
 def _check(job: KubernetesJob) -> None:

@@ -15,7 +15,7 @@ from mnist_dist.launch.slurm import SlurmJob, render
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
-TRAIN = ["--", "train", "--config", "baseline", "--run", "runs/a"]
+TRAIN = ["--", "train", "--config", "baseline", "--run", "/runs/a"]
 TARGETS = {
     "local": ["local", "-n", "4"],
     "torchrun": ["torchrun", "--processes-per-node", "2"],
@@ -23,6 +23,9 @@ TARGETS = {
                           "--head", "127.0.0.1:29400"],
     "accelerate": ["accelerate", "--processes-per-node", "2"],
     "accelerate-machines": ["accelerate", "--nodes", "2", "--processes-per-node", "4", "--head", "127.0.0.1"],
+    "kubernetes": ["kubernetes", "--image", "mnist-dist:0.1.0", "--run-claim", "runs", "--data-claim", "digits",
+                   "--nodes", "2", "--gpus-per-node", "4", "--cpus", "16", "--memory", "64Gi"],
+    "kubernetes-trainjob": ["kubernetes", "--kind", "trainjob", "--image", "mnist-dist:0.1.0", "--run-claim", "runs"],
     "slurm": ["slurm", "--nodes", "2", "--gpus-per-node", "4", "--cpus-per-process", "8", "--time", "04:00:00",
               "--partition", "gpu"],
 }  # fmt: skip

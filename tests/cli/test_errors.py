@@ -7,6 +7,8 @@ import time
 import pytest
 from PIL import Image
 
+CLAIM = ["--image", "mnist-dist:0.1.0", "--run-claim", "runs"]
+
 
 @pytest.mark.parametrize(
     ("words", "code", "message"),
@@ -37,6 +39,9 @@ from PIL import Image
             "each process has one GPU",
         ),
         (["launch", "slurm", "--", "train", "--run", "r"], 2, "There is no sbatch here"),
+        (["launch", "kubernetes", *CLAIM, "--", "train"], 2, "There is no kubectl here"),
+        (["launch", "kubernetes", *CLAIM, "--nodes", "3", "--", "train"], 2, "which 3 processes cannot share"),
+        (["launch", "kubernetes", *CLAIM, "--", "train", "--run", "r"], 2, "lost with its pod: take a folder in /runs"),
         (["launch", "torchrun", "--", "train", "--epoch", "3"], 2, "No such option: --epoch"),
         (["launch", "local", "--", "nothing-like-this"], 2, "nothing-like-this cannot be started"),
         (["train", "--processes", "3"], 2, "which 3 processes cannot share equally: use 30 or 33."),

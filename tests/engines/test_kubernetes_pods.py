@@ -21,6 +21,8 @@ PAIR = KubernetesJob(name="pair", image="any", run_claim="runs", nodes=2, cpus=1
 ONE_EPOCH = ("train", "--config", "quick", "--epochs", "1")
 ENDLESS = ("train", "--config", "quick", "--epochs", "100000")
 
+pytestmark = pytest.mark.engines
+
 
 @pytest.fixture
 def start(tmp_path):

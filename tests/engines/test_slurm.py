@@ -6,6 +6,8 @@ from conftest import TRAIN
 
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL", "TIMEOUT")
 
+pytestmark = pytest.mark.engines
+
 
 @pytest.fixture
 def submit(slurm, tmp_path):

@@ -11,6 +11,8 @@ from watched import Watched
 RECIPES = Path(__file__).parents[2] / "launch"
 HEAD = f"{Machines.ADDRESSES[0]}:29400"
 
+pytestmark = pytest.mark.engines
+
 
 def torchrun(machines, node):
     variables = {"NODES": "2", "PROCESSES": "1", "NODE_RANK": str(node), "HEAD": HEAD}
