@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 from mnist_dist.errors import ConfigError
@@ -42,6 +41,8 @@ def choose_ranks(processes: int | None, device: str) -> int:
         if device == "cuda" and 0 < (gpus := visible_gpus()) < processes:
             raise ConfigError(f"--processes is {processes}, and {gpus} GPUs are visible: one process a GPU, so {gpus}.")
         return processes
+    from importlib.metadata import version  # takes as long as half of this package
+
     if device in ("cpu", "mps") or version("torch").endswith("+cpu"):
         return 1
     return max(1, visible_gpus())

@@ -252,6 +252,10 @@ def _work(resolved: Resolved, run: Path | None, *, resume: bool, init_from: Path
 
 def _open_data(resolved: Resolved, *, err: bool) -> None:
     """Decode the pictures where that was not done yet, and find what is wrong with them or their number."""
+    from mnist_dist.config import EMBEDDED_DIGITS
+
+    if resolved.config.data.root == EMBEDDED_DIGITS:
+        return  # nothing to decode
     from mnist_dist.data import Sampler, open_dataset
 
     options = resolved.config.train

@@ -5,6 +5,9 @@ import sys
 
 import pytest
 
+from mnist_dist.launch.group import Group
+from mnist_dist.launch.local import run_local
+
 PROBE = """
 import sys
 sys.argv = ["mnist-dist", *sys.argv[1:]]
@@ -47,3 +50,26 @@ def test_a_command_that_needs_no_torch_does_not_import_it(words, code, tmp_path)
         [sys.executable, "-c", PROBE, *words.split()], cwd=tmp_path, capture_output=True, text=True, timeout=60
     )
     assert ended.stdout.splitlines()[-1] == f"MODULES {code}", ended.stderr
+
+
+HEAVY = ("torch._dynamo.eval_frame", "torch._inductor", "torch.distributed.tensor", "torch.onnx", "torchvision",
+         "sympy", "pandas", "scipy", "matplotlib", "sklearn", "tensorflow")  # fmt: skip
+"""What takes long to import and no plain training needs."""
+
+RANK = f"""
+import os, sys
+sys.argv = ["mnist-dist", *sys.argv[1:]]
+from mnist_dist.cli import _run
+code = _run()
+if os.environ["RANK"] == "0":
+    print("HEAVY", code, *(name for name in {HEAVY} if name in sys.modules))
+sys.stdout.flush()
+os._exit(code)
+"""
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_plain_training_imports_nothing_heavy_that_it_does_not_need(ranks, tmp_path, capfd):
+    words = ["train", "--epochs", "1", "--run", str(tmp_path / "run"), "--device", "cpu"]
+    run_local(Group(command=(sys.executable, "-c", RANK, *words), ranks=ranks, threads=1))
+    assert capfd.readouterr().out.splitlines()[-1] == "HEAVY 0"

@@ -1,0 +1,48 @@
+"""Leaving torch's compiler out changes no number, and whoever wants it gets it."""
+
+import json
+import subprocess
+import sys
+
+TRAINING = """
+import json, sys
+import torch
+from mnist_dist.lean import leave_out_compiler
+if sys.argv[1] == "lean":
+    leave_out_compiler()
+record = {}
+for name, kind in (("sgd", torch.optim.SGD), ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)):
+    for fused in (False, True):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+        options = {"momentum": 0.9} if name == "sgd" else {}
+        optimizer = kind(model.parameters(), lr=0.1, fused=fused, **options)
+        for step in range(6):
+            if step == 3:
+                again = kind(model.parameters(), lr=0.1, fused=fused, **options)
+                again.load_state_dict(optimizer.state_dict())
+                optimizer = again
+            model(torch.randn(4, 8)).square().sum().backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+        record[f"{name} {fused}"] = [value.hex() for p in model.parameters() for value in p.flatten().tolist()]
+heavy = [name for name in ("torch._dynamo.eval_frame", "torch._inductor", "sympy") if name in sys.modules]
+compiled = torch.compile(lambda x: x * 2 + 1, backend="eager")(torch.ones(2)).tolist()
+print(json.dumps({"weights": record, "heavy": heavy, "compiled": compiled,
+                  "real": hasattr(sys.modules["torch._dynamo"], "eval_frame")}))
+"""
+
+
+def train(how):
+    command = [sys.executable, "-c", TRAINING, how]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout)
+
+
+def test_optimizers_do_the_same_to_the_bit_without_the_compiler():
+    lean, usual = train("lean"), train("usual")
+    assert lean["weights"] == usual["weights"]
+    assert usual["heavy"]
+    assert lean["heavy"] == []
+    assert lean["compiled"] == usual["compiled"] == [3.0, 3.0]
+    assert lean["real"]
