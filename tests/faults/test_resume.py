@@ -131,7 +131,7 @@ def test_one_command_starts_and_continues(command, started, watched, finished):
     assert run.result["weights_sha256"] == type(run)(finished).result["weights_sha256"]
 
 
-def test_other_pictures_are_refused(command, watched, tmp_path, folder_of):
+def test_other_pictures_and_other_classes_are_refused(command, watched, tmp_path, folder_of):
     folder_of(tmp_path / "Dataset")
     run = watched("run")
     words = ["--epochs", "2", "--run", run.path, "--set", "train.global_batch=4"]
@@ -143,6 +143,11 @@ def test_other_pictures_are_refused(command, watched, tmp_path, folder_of):
     ended = command("resume", run.path)
     assert ended.code == 3
     assert "not those that" in ended.err
+    for split in ("train", "test"):
+        (tmp_path / "Dataset" / split / "class-0").rename(tmp_path / "Dataset" / split / "another")
+    ended = command("resume", run.path)
+    assert ended.code == 4
+    assert "was trained on other classes than Dataset has" in ended.err
     assert run.steps == [15, 30]
     assert run.result["status"] == "stopped"
     assert run.journal() == before
