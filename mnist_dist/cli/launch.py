@@ -20,7 +20,7 @@ app = typer.Typer(no_args_is_help=True, help="Start a command on this machine, o
 OWN = ("train", "resume")
 """The commands of ours that engines start."""
 
-Command = Annotated[list[str], typer.Argument(metavar="-- COMMAND...", help="What to run, after two dashes.")]
+Command = Annotated[list[str], typer.Argument(metavar="COMMAND", help="What to run, after two dashes: `-- train ...`.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print exactly what would run, and stop.")]
 Nodes = Annotated[int, typer.Option(min=1, help="Machines.")]
 PerNode = Annotated[

@@ -46,12 +46,12 @@ srun --ntasks="$MNIST_DIST_WORLD_SIZE" --ntasks-per-node="$SLURM_NTASKS_PER_NODE
 STEP=$!
 
 # The signal reaches this script alone: pass it on to the ranks, and remember it.
-WARNED=
+WARNED=''
 trap 'WARNED=yes TRAPPED=yes; kill -USR2 $STEP' USR2
 trap 'TRAPPED=yes; kill -TERM $STEP' TERM
 TRAPPED=yes
 while [ -n "$TRAPPED" ]; do  # a trap interrupts the wait
-  TRAPPED= CODE=0
+  TRAPPED='' CODE=0
   wait $STEP || CODE=$?
 done
 
@@ -61,7 +61,7 @@ if [ -n "$WARNED" ] && grep -qs '"status": "stopped"' "$RESULT"; then
   scontrol requeue "$SLURM_JOB_ID"
   sleep 60  # Slurm ends this script
 fi
-exit $CODE
+exit "$CODE"
 """
 
 

@@ -13,6 +13,8 @@ from watched import Watched
 WORDS = ["train", "--epochs", "2", "--set", "train.reduction=exact", "--set", "train.log_every=5"]
 SLOW = ["--set", "model.name=large_cnn"]
 
+pytestmark = pytest.mark.usefixtures("temporary")
+
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):

@@ -14,6 +14,8 @@ from watched import Watched
 WORDS = ["train", "--epochs", "4", "--set", "train.reduction=exact", "--set", "checkpoint.every_steps=10",
          "--set", "train.log_every=5"]  # fmt: skip
 
+pytestmark = pytest.mark.usefixtures("temporary")
+
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
@@ -22,16 +24,6 @@ def whole(tmp_path_factory):
     command = [sys.executable, "-m", "mnist_dist", *WORDS, "--run", "run"]
     subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=120)
     return Watched(folder / "run").bits()
-
-
-@pytest.fixture(autouse=True)
-def temporary(tmp_path, monkeypatch):
-    """A temporary folder in which nothing may be left at the end."""
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setenv("TMPDIR", str(folder))
-    yield folder
-    assert not list(folder.glob("mnist-dist*"))  # torch keeps a cache there
 
 
 @pytest.fixture
