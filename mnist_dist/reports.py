@@ -41,6 +41,11 @@ class Plan:
     store: str
 
     @property
+    def first_epoch(self) -> int:
+        """The epoch, counted from 1, that the first step of this process belongs to."""
+        return min(self.first_step, self.total_steps - 1) * self.global_batch // self.train_images + 1
+
+    @property
     def batch_arithmetic(self) -> str:
         """The global batch as micro-batch x accumulation x ranks."""
         return f"{self.global_batch} = {self.micro_batch} x {self.accumulation} x {self.ranks}"

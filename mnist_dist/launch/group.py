@@ -88,6 +88,11 @@ class Signals:
         if self._busy:
             raise Interrupted
 
+    def pass_on(self) -> None:
+        """Pass on what came while the ranks were being started."""
+        for child in self.children if self.received else ():
+            child.send_signal(self.received[0])
+
     @contextlib.contextmanager
     def handled(self) -> Iterator[None]:
         """Handle signals for as long as the context lasts."""
@@ -135,6 +140,7 @@ def run_once(group: Group, folder: GroupFolder, signals: Signals, meanwhile: Cal
         stack.callback(_end, children)
         for rank, output in enumerate(outputs):
             children.append(_start(group.command, os.environ | _environment(group, folder, rank), output))
+        signals.pass_on()
         signals.interrupt(meanwhile)
         ends, silent = _wait(children, signals.received, _Watch(group, pulses))
         if silent is not None:

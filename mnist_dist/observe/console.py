@@ -61,7 +61,7 @@ class TrainingConsole(Observer):
             refresh_per_second=1 / REFRESH_SECONDS,
         )
         self._task = self._progress.add_task(
-            _epoch(plan, 1), total=plan.total_steps, completed=plan.first_step, figures=""
+            _epoch(plan, plan.first_epoch), total=plan.total_steps, completed=plan.first_step, figures=""
         )
         self._progress.start()
 

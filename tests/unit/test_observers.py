@@ -1,5 +1,6 @@
 import io
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -50,6 +51,14 @@ def test_no_line_is_wider_than_the_terminal(width):
     output = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", watch(terminal(width)))
     assert max(map(len, re.split(r"[\r\n]", output))) <= width
     assert "95.12%" in output
+
+
+def test_a_resumed_run_shows_the_epoch_that_it_is_in():
+    console = terminal(120)
+    observer = TrainingConsole(console)
+    observer.plan(replace(PLAN, first_step=50))
+    observer.close()
+    assert "epoch 2/2" in console.file.getvalue()
 
 
 def test_a_wide_terminal_has_every_column_and_a_narrow_one_the_chief_ones():
