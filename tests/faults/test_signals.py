@@ -33,6 +33,7 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize(("name", "processes"), [("SIGTERM", 2), ("SIGINT", 2), ("SIGUSR2", 1), ("SIGHUP", 1)])
 def test_a_signal_saves_and_a_resume_ends_with_the_same_bits(command, started, watched, whole, name, processes):
     run, number = watched("run"), getattr(signal, name)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
     process = started(*WORDS, *SLOW, "--run", run.path, "--processes", processes)
     run.wait_for(lambda: (run.path / "metrics.jsonl").exists() and len(run.journal()) > 2, process)
     process.send_signal(number)
