@@ -10,11 +10,13 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-_RECORD = struct.Struct("=Qq")
+_RECORD = struct.Struct("=Qqq")
+_WAITING = 1 << 40
 _memory: mmap.mmap | None = None
 _offset = 0
 _beats = 0
 _step = -1
+_phase = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,13 @@ class Pulse:
     beats: int
     step: int
     """Steps of the run that are done; -1 until the first one that this process has done."""
+    phase: int
+    """Beats since that step, or many while it waits for rank 0."""
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """How far the rank has come: the one that the others wait for has the least."""
+        return self.step, self.phase
 
 
 def start(path: Path, rank: int) -> None:
@@ -40,18 +49,26 @@ def beat(step: int | None = None) -> None:
     Args:
         step: Steps done, where one was just finished.
     """
-    global _beats, _step
+    global _beats, _step, _phase
     if _memory is not None:
         _beats += 1
-        _step = _step if step is None else step
-        _RECORD.pack_into(_memory, _offset, _beats, _step)
+        _step, _phase = (_step, _phase + 1) if step is None else (step, 0)
+        _RECORD.pack_into(_memory, _offset, _beats, _step, _phase)
+
+
+def wait() -> None:
+    """Show that from now on this rank waits for rank 0, until its next beat."""
+    global _beats
+    if _memory is not None:
+        _beats += 1
+        _RECORD.pack_into(_memory, _offset, _beats, _step, _WAITING)
 
 
 class Pulses:
     """The launcher's side: the pulses of all ranks, in a file that they share."""
 
     def __init__(self, path: Path, ranks: int) -> None:
-        path.write_bytes(_RECORD.pack(0, -1) * ranks)
+        path.write_bytes(_RECORD.pack(0, -1, 0) * ranks)
         with path.open("r+b") as file:
             self._memory = mmap.mmap(file.fileno(), 0)
 

@@ -16,6 +16,8 @@ from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 SIOCGIFADDR = 0x8915
+SOMEWHERE = "192.0.2.1"
+"""An address of nobody (RFC 5737), to which only the way out leads."""
 CGROUPS = Path("/sys/fs/cgroup")
 """Where the kernel shows the limits of this process's group."""
 
@@ -70,11 +72,20 @@ def die_with_parent() -> Callable[[], None] | None:
 
 
 def route_to(host: str) -> tuple[str, str | None]:
-    """Find the address and, on Linux, the interface with which this machine speaks to a host.
+    """Find the address and, on Linux, the interface with which this machine speaks to others, of which one is a host.
+
+    A machine's own name is often 127.0.1.1 on that machine; then it is the way out of it that counts.
 
     Raises:
         OSError: There is no such host, or no way to it.
     """
+    address, interface = _way_to(host)
+    if address.startswith("127.") and host not in ("localhost", "127.0.0.1"):
+        return _way_to(SOMEWHERE)
+    return address, interface
+
+
+def _way_to(host: str) -> tuple[str, str | None]:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((host, 9))  # sends nothing
         address = probe.getsockname()[0]

@@ -198,21 +198,21 @@ def _batches(config: Config, dataset: Dataset, runtime: Runtime) -> dict[str, Ba
 def _train(parts: Parts, progress: Progress, folder: RunFolder) -> Result:
     """Run the loop and write down how it ended. Every rank."""
     options, runtime = parts.config.train, parts.runtime
-    try:
-        with signals.deferred():
+    with signals.deferred():  # until the result is written too
+        try:
             loop.train(parts, progress)
-    except BaseException as error:
-        stopped = isinstance(error, StoppedError | KeyboardInterrupt | SystemExit)
-        with contextlib.suppress(OSError):  # the disk may be full, and the first error is the one to show
-            archive.write_result(parts, progress, folder, "stopped" if stopped else "failed", error)
-        if _is_out_of_memory(error):
-            micro_batch, _ = options.split_batch(runtime.ranks)
-            raise DeviceMemoryError(
-                f"{runtime.device} has not enough memory for micro-batches of {micro_batch} pictures: set "
-                f"train.micro_batch lower (the result stays that of train.global_batch {options.global_batch})."
-            ) from error
-        raise
-    result = archive.write_result(parts, progress, folder, "finished")
+        except BaseException as error:
+            stopped = isinstance(error, StoppedError | KeyboardInterrupt | SystemExit)
+            with contextlib.suppress(OSError):  # the disk may be full, and the first error is the one to show
+                archive.write_result(parts, progress, folder, "stopped" if stopped else "failed", error)
+            if _is_out_of_memory(error):
+                micro_batch, _ = options.split_batch(runtime.ranks)
+                raise DeviceMemoryError(
+                    f"{runtime.device} has not enough memory for micro-batches of {micro_batch} pictures: set "
+                    f"train.micro_batch lower (the result stays that of train.global_batch {options.global_batch})."
+                ) from error
+            raise
+        result = archive.write_result(parts, progress, folder, "finished")
     parts.observers.result(result)
     return result
 

@@ -20,7 +20,7 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
-from mnist_dist import errors
+from mnist_dist import errors, heartbeat
 from mnist_dist.config.schema import Device, Precision
 from mnist_dist.device import Choice, choose_device, choose_precision, default_generator, refuse_overrides
 from mnist_dist.errors import ConfigError
@@ -179,7 +179,9 @@ class Runtime:
             MnistDistError: What the action raised; an OSError becomes a StorageError.
         """
         value, failure = None, None
-        if self.rank == 0:
+        if self.rank > 0:
+            heartbeat.wait()
+        else:
             try:
                 value = action()
             except errors.MnistDistError as error:
@@ -329,7 +331,7 @@ def _without(*variables: str) -> Iterator[None]:
 def _join_group(device: str, ranks: int) -> None:
     """Meet the other ranks; Accelerate takes the group as it finds it."""
     folder = group_folder_of(os.environ)
-    if "GLOO_SOCKET_IFNAME" not in os.environ and "MASTER_ADDR" in os.environ:
+    if "GLOO_SOCKET_IFNAME" not in os.environ and "MASTER_ADDR" in os.environ and folder is None:
         with contextlib.suppress(OSError):  # gloo would take what the host's name resolves to: often 127.0.1.1
             _, interface = route_to(os.environ["MASTER_ADDR"])
             if interface is not None:

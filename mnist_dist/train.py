@@ -62,6 +62,7 @@ def train(parts: Parts, progress: Progress) -> None:
             with reduction.micro_batch(last=micro == accumulation - 1):
                 logits = reduction.model(pixels)  # (micro_batch, K)
                 loss = functional.cross_entropy(logits, labels, reduction="sum")
+                heartbeat.beat()  # from here on it may wait for others
                 reduction.backward(loss, (logits.argmax(dim=1) == labels).sum())
             losses.append(loss.detach())
         sums.append(reduction.finish())

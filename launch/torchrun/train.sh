@@ -21,8 +21,10 @@ export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 # Without this, SIGUSR2 kills torchrun and leaves the ranks behind.
 export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2
 
-# The address with which this machine speaks to the others.
-route=$(ip -o -4 route get "$(getent ahostsv4 "${HEAD%:*}" | awk 'NR == 1 {print $1}')")
+# The address with which this machine speaks to the others. Its own name is often 127.0.1.1: then the way out counts.
+host=$(getent ahostsv4 "${HEAD%:*}" | awk 'NR == 1 {print $1}')
+case $host in 127.0.0.1) ;; 127.*) host=192.0.2.1 ;; esac
+route=$(ip -o -4 route get "$host")
 address=$(sed 's/.* src \([^ ]*\).*/\1/' <<<"$route")
 
 # is_host: else every machine waits a minute to find out who is.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import socket
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -37,9 +39,15 @@ def local(
     processes: Annotated[
         int | None, typer.Option("--processes", "-n", min=1, help="Processes.", show_default="one a GPU, or 1")
     ] = None,
-    max_restarts: MaxRestarts = 3,
-    start_timeout: Annotated[float, typer.Option(min=1, help="Seconds to the first step.")] = 1800,
-    hang_timeout: Annotated[float, typer.Option(min=1, help="Seconds without a sign of life after that.")] = 600,
+    max_restarts: Annotated[
+        int | None, typer.Option(min=0, help="Restarts without progress in between.", show_default="3")
+    ] = None,
+    start_timeout: Annotated[
+        float | None, typer.Option(min=1, help="Seconds to the first step.", show_default="1800")
+    ] = None,
+    hang_timeout: Annotated[
+        float | None, typer.Option(min=1, help="Seconds without a sign of life after that.", show_default="600")
+    ] = None,
     dry_run: DryRun = False,
 ) -> None:
     """Run a command as a group of processes on this machine, and supervise them.
@@ -48,26 +56,32 @@ def local(
     Hanging is found out for our own commands alone.
     """
     from mnist_dist.cli.processes import choose_ranks, own_command
+    from mnist_dist.cli.training import HANG_SECONDS, MAX_RESTARTS, START_SECONDS
     from mnist_dist.launch.group import Group, describe
     from mnist_dist.launch.local import Restarts, run_local
 
     if command[0] in OWN:
-        options = ["--processes", str(processes)] if processes is not None else []
-        options += ["--max-restarts", str(max_restarts)]
-        if command[0] == "train":
-            options += ["--start-timeout", f"{start_timeout:g}", "--hang-timeout", f"{hang_timeout:g}"]
-        _options((*command, *options))
-        words = [*own_command(), *command, *options]
+        ours = {"--processes": processes, "--max-restarts": max_restarts, "--start-timeout": start_timeout,
+                "--hang-timeout": hang_timeout}  # fmt: skip
+        options = [word for name, value in ours.items() if value is not None for word in (name, f"{value:g}")]
+        _parse((command[0], *options, *command[1:]))
+        words = [*own_command(), command[0], *options, *command[1:]]
         if not dry_run:
             os.execv(sys.executable, words)  # it supervises the processes itself
         typer.echo(shlex.join(words))
         return
     environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-    group = Group(command=tuple(command), ranks=processes or choose_ranks(None, "auto"), environment=environment)
+    group = Group(
+        command=tuple(command),
+        ranks=processes or choose_ranks(None, "auto"),
+        environment=environment,
+        start_seconds=START_SECONDS if start_timeout is None else start_timeout,
+        hang_seconds=HANG_SECONDS if hang_timeout is None else hang_timeout,
+    )
     if dry_run:
         typer.echo(describe(group))
         return
-    raise typer.Exit(run_local(group, Restarts(limit=max_restarts)))
+    raise typer.Exit(run_local(group, Restarts(limit=MAX_RESTARTS if max_restarts is None else max_restarts)))
 
 
 @app.command()
@@ -148,7 +162,7 @@ def kubernetes(
     data_claim: Annotated[
         str | None, typer.Option(help="PersistentVolumeClaim with the pictures, mounted read-only at /data.")
     ] = None,
-    nodes: Annotated[int, typer.Option(min=1, help="Pods, each on a node of its own.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Pods.")] = 1,
     processes_per_node: Annotated[int | None, typer.Option(min=1, show_default="the GPUs, or 1")] = None,
     gpus_per_node: Annotated[int, typer.Option(min=0, help="GPUs of each pod; 0 trains on CPUs.")] = 0,
     cpus: Annotated[int, typer.Option(min=1, help="CPUs of each pod.")] = 2,
@@ -163,8 +177,7 @@ def kubernetes(
     dry_run: DryRun = False,
 ) -> None:
     """Start training on a cluster with kubectl; --dry-run prints the manifest alone."""
-    from mnist_dist.cli.training import resolve
-    from mnist_dist.launch.kubernetes import KubernetesJob, apply, render
+    from mnist_dist.launch.kubernetes import KubernetesJob, apply, complete, render
 
     job = KubernetesJob(
         name=name,
@@ -181,9 +194,7 @@ def kubernetes(
         command=tuple(command),
     )
     manifest = render(job)
-    options = _options(tuple(command))
-    resolved, _ = resolve(options["config"], list(options["set_"] or ()), {})
-    resolved.config.train.split_batch(nodes * job.processes_per_node)
+    _check_share(_parse(tuple(complete(job))).params, ranks=nodes * job.processes_per_node)
     typer.echo(manifest if dry_run else apply(manifest), nl=not dry_run)
 
 
@@ -194,7 +205,7 @@ def _cluster(
     from mnist_dist.launch.engines import Cluster
     from mnist_dist.machine import visible_gpus
 
-    device = _options(tuple(command)).get("device") or "auto"
+    device = (_parse(tuple(command)).params.get("device") if command[0] in OWN else None) or "auto"
     cpu = device == "cpu" or (device == "auto" and not visible_gpus())
     cluster = Cluster(
         nodes=nodes,
@@ -218,15 +229,16 @@ def _prepared(command: list[str], *, ranks: int) -> tuple[tuple[str, ...], str]:
     Raises:
         ConfigError: It isn't `train` or `resume`, names no folder, or so many processes can't share its batch.
     """
-    from mnist_dist.cli.training import resolve
     from mnist_dist.config import load
     from mnist_dist.folder import RunFolder
 
     if command[0] not in OWN:
         raise ConfigError(f"{command[0]!r} cannot be launched there: the command is `train ...` or `resume RUN`.")
-    options = _options(tuple(command))
+    parsed = _parse(tuple(command))
+    options = parsed.params
     for name in ("processes", "max_restarts", "start_timeout", "hang_timeout"):
-        if f"--{name.replace('_', '-')}" in command:
+        source = parsed.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
             raise ConfigError(f"--{name.replace('_', '-')} belongs before the two dashes: the engine starts processes.")
     if command[0] == "resume":
         run = RunFolder(options["run"])
@@ -235,23 +247,32 @@ def _prepared(command: list[str], *, ranks: int) -> tuple[tuple[str, ...], str]:
         return tuple(command), str(run.path)
     if options["run"] is None:
         raise ConfigError("train needs --run-dir here: all processes must know the folder, and a restart finds it.")
-    resolved, _ = resolve(options["config"], list(options["set_"] or ()), {})
-    resolved.config.train.split_batch(ranks)
-    words = ["--run-dir" if word == "--run" else word for word in command]
+    _check_share(options, ranks=ranks)
+    words = [re.sub(r"^--run(?=$|=)", "--run-dir", word) for word in command]
     return (*words, *(() if options["resume_"] else ("--resume",))), str(options["run"])
 
 
-def _options(words: tuple[str, ...]) -> dict[str, Any]:
-    """Read the options of one of our own commands, as that command would; mistakes are shown before anything runs."""
+def _check_share(options: dict[str, Any], *, ranks: int) -> None:
+    """Make sure that so many processes can share the batch of a `train` with these options.
+
+    Raises:
+        ConfigError: They can't, or the config is wrong; one that is only where the processes run is left to them.
+    """
+    from mnist_dist.cli.training import resolve
+
+    config = options["config"]
+    if config is not None and "/" in config and not Path(config).exists():
+        return
+    resolved, _ = resolve(config, list(options["set_"] or ()), {"data.root": ("--data", options["data"])})
+    resolved.config.train.split_batch(ranks)
+
+
+def _parse(words: tuple[str, ...]) -> Any:
+    """Read the words of one of our own commands, as that command would; mistakes are shown before anything runs."""
     from mnist_dist.cli.app import app as root
 
-    name, *rest = words
-    if name not in OWN:
-        return {}
     command: Any = typer.main.get_command(root)
-    context = command.commands[name].make_context(name, rest)
-    options: dict[str, Any] = context.params
-    return options
+    return command.commands[words[0]].make_context(words[0], list(words[1:]))
 
 
 def _start(launch: Launch, *, dry_run: bool) -> None:

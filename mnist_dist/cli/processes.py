@@ -12,6 +12,8 @@ from mnist_dist.launch.group import Group
 from mnist_dist.machine import visible_gpus
 from mnist_dist.worker import Worker, worker_of
 
+DECODING_SECONDS = 86400.0
+
 
 def this_worker(processes: int | None) -> Worker | None:
     """Tell whether this process is a worker.
@@ -56,7 +58,9 @@ def own_group(
     extra: tuple[str, ...] = (),
 ) -> Group:
     """Describe this very command line, with `extra` options, as a group of workers; see `Group`."""
-    return Group(command=(*own_command(), *sys.argv[1:], *extra), ranks=ranks, log=log, threads=threads)
+    command = (*own_command(), *sys.argv[1:], *extra)
+    # Where no launcher decodes the pictures beforehand, a rank does, and the others wait for it in silence.
+    return Group(command=command, ranks=ranks, log=log, threads=threads, start_seconds=DECODING_SECONDS)
 
 
 def own_command() -> tuple[str, ...]:

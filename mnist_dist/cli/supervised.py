@@ -46,8 +46,11 @@ def leave_word(group: GroupFolder, error: Exception) -> int:
         message = f"Rank {_rank()} failed, which is a bug: {type(error).__name__}: {error}.{where}"
     record = {"code": code, "message": message, "seconds": time.monotonic()}
     temporary = group.failure(_rank()).with_suffix(".tmp")
-    temporary.write_text(json.dumps(record), encoding="utf-8")
-    temporary.replace(group.failure(_rank()))
+    try:
+        temporary.write_text(json.dumps(record), encoding="utf-8")
+        temporary.replace(group.failure(_rank()))
+    except OSError:  # the temporary folder is full too, or gone
+        print(f"error: {message}", file=sys.stderr)
     return code
 
 

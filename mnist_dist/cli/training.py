@@ -31,6 +31,8 @@ QUICK = "quick"
 RESUMABLE = (1, StorageError.exit_code, WorkerError.exit_code, DeviceMemoryError.exit_code)
 """Exit codes after which a run can go on from where it was, once the cause is gone."""
 MAX_RESTARTS = 3
+START_SECONDS = 1800.0
+HANG_SECONDS = 600.0
 
 Processes = Annotated[
     int | None, typer.Option("--processes", "-n", min=1, help="Processes to start.", show_default="one a GPU, or 1")
@@ -77,10 +79,10 @@ def train(
     max_restarts: MaxRestarts = MAX_RESTARTS,
     start_timeout: Annotated[
         float, typer.Option(min=1, help="Seconds a process may take to its first step before it counts as hanging.")
-    ] = 1800,
+    ] = START_SECONDS,
     hang_timeout: Annotated[
         float, typer.Option(min=1, help="Seconds without a sign of life, after that, that count as hanging.")
-    ] = 600,
+    ] = HANG_SECONDS,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and stop.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the result as JSON; all else goes to standard error.")
@@ -112,11 +114,11 @@ def train(
     folder = RunFolder(run or default_run_folder(Path(source).stem if source else "train"))
     if resume_ and folder.config.exists():
         resolved = _continue(folder, resolved)
-        if worker is None and _is_finished(folder):
+        if worker is None and _is_finished(folder, as_json=as_json):
             return
     elif worker is None:
         folder.check_new()
-    if init_from is not None:
+    if init_from is not None and (worker is None or worker.rank == 0):  # it need not be on other machines
         RunFolder(init_from).check_run()
     if worker is not None:
         _work(resolved, folder.path if run else None, resume=resume_, init_from=init_from, as_json=as_json)
@@ -173,7 +175,7 @@ def resume(
         return
     ranks = choose_ranks(processes, resolved.config.train.device)
     resolved.config.train.split_batch(ranks)
-    group = own_group(ranks=ranks, log=folder.log)
+    group = replace(own_group(ranks=ranks, log=folder.log), start_seconds=START_SECONDS)
     _supervise(resolved, folder, group, _restarts(max_restarts, folder, ()), as_json=False)
 
 
@@ -196,11 +198,13 @@ def _continue(folder: RunFolder, asked: Resolved) -> Resolved:
     return saved
 
 
-def _is_finished(folder: RunFolder) -> bool:
+def _is_finished(folder: RunFolder, *, as_json: bool = False) -> bool:
     """Tell whether a run is at its end already, and say so."""
     if not folder.result.is_file() or folder.read_result()["status"] != "finished":
         return False
-    typer.echo(f"{folder.path} is finished: {folder.read_result()['step']} steps. Nothing to do.")
+    typer.echo(f"{folder.path} is finished: {folder.read_result()['step']} steps. Nothing to do.", err=as_json)
+    if as_json:
+        typer.echo(json.dumps(folder.read_result()))
     return True
 
 

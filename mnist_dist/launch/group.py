@@ -10,16 +10,15 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import IO
 
 from mnist_dist.errors import ConfigError, WorkerError
 from mnist_dist.heartbeat import Pulse, Pulses
+from mnist_dist.launch.forwarding import Signals
 from mnist_dist.machine import allowed_cpus, die_with_parent
-from mnist_dist.signals import STOPPING
 from mnist_dist.worker import EXPECTED_RANKS, GROUP_FOLDER, RANK_LOG, TIMEOUT, GroupFolder
 
 POLL_SECONDS = 0.02
@@ -29,6 +28,10 @@ GRACE_SECONDS = 3.0
 """From asking ranks to end until they are killed."""
 STACK_SECONDS = 1.0
 """How long the ranks of a group that hangs have to write down where they are."""
+FREEZE_SECONDS = 5.0
+"""If this process itself was not run for so long, then the ranks were not either."""
+KILLED = -9
+"""How a process that was killed has ended, also where there is no SIGKILL."""
 PEER_SECONDS = 600.0
 """So much longer than the launcher do ranks wait for each other: it shall find out who hangs."""
 
@@ -62,59 +65,10 @@ class Failure:
     step: int
     """Steps done at that time; -1 before the first."""
     message: str
-
-
-class Interrupted(BaseException):
-    """A signal came while this process was busy with something other than waiting."""
-
-
-class Signals:
-    """Passes signals that stop a run on to the ranks; a second SIGINT kills them."""
-
-    def __init__(self) -> None:
-        self.received: list[int] = []
-        self.children: list[subprocess.Popen[bytes]] = []
-        self._busy = False
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal."""
-        self.received.append(number)
-        for child in self.children:
-            if child.poll() is None:
-                if self.received.count(signal.SIGINT) > 1:
-                    child.kill()
-                elif os.name == "posix":  # elsewhere the console has told them already
-                    child.send_signal(number)
-        if self._busy:
-            raise Interrupted
-
-    def pass_on(self) -> None:
-        """Pass on what came while the ranks were being started."""
-        for child in self.children if self.received else ():
-            child.send_signal(self.received[0])
-
-    @contextlib.contextmanager
-    def handled(self) -> Iterator[None]:
-        """Handle signals for as long as the context lasts."""
-        former = {number: signal.getsignal(number) for number in STOPPING}
-        for number, handler in former.items():
-            if number == signal.SIGINT or handler is not signal.SIG_IGN:  # nohup ignores SIGHUP
-                signal.signal(number, self)
-        try:
-            yield
-        finally:
-            for number, handler in former.items():
-                signal.signal(number, handler)
-
-    def interrupt(self, action: Callable[[], None]) -> None:
-        """Do something that a signal ends."""
-        with contextlib.suppress(Interrupted):
-            self._busy = True
-            try:
-                if not self.received:
-                    action()
-            finally:
-                self._busy = False
+    knows_why: bool = True
+    """Whether the rank itself has said what went wrong."""
+    stopping: bool = False
+    """Whether it was to stop anyway."""
 
 
 def run_once(group: Group, folder: GroupFolder, signals: Signals, meanwhile: Callable[[], None]) -> Failure | None:
@@ -144,9 +98,10 @@ def run_once(group: Group, folder: GroupFolder, signals: Signals, meanwhile: Cal
         signals.interrupt(meanwhile)
         ends, silent = _wait(children, signals.received, _Watch(group, pulses))
         if silent is not None:
+            culprit = _stopped(children) or silent
             _end_hanging(children)
-            return _hung(silent, group, pulses.read())
-        return _cause(ends, group, folder, pulses.read(), stopped=bool(signals.received))
+            return _hung(culprit[0] if len(culprit) == 1 else None, group, pulses.read())
+        return _cause(ends, group, folder, pulses.read(), signals)
 
 
 def describe(group: Group) -> str:
@@ -204,29 +159,37 @@ def _start(command: tuple[str, ...], environment: dict[str, str], output: IO[byt
 
 
 class _Watch:
-    """Tells which rank has fallen silent; a rank that never beats, of another program, is left alone."""
+    """Tells which ranks have fallen silent; one that never beats, of another program, is left alone."""
 
     def __init__(self, group: Group, pulses: Pulses) -> None:
         self._group = group
         self._pulses = pulses
-        now = time.monotonic()
-        self._seen = [(pulse, now) for pulse in pulses.read()]
+        self._looked = time.monotonic()
+        self._seen = [(pulse, self._looked) for pulse in pulses.read()]
 
-    def silent(self) -> int | None:
-        """Get the rank that was the first to fall silent, once its time is over."""
+    def silent(self, running: list[int]) -> list[int] | None:
+        """Get those of the running ranks for which the others seem to wait, once the time of one is over.
+
+        Ranks wait for each other, so all fall silent when one does: it is the one that has come least far.
+        """
         now = time.monotonic()
+        frozen = now - self._looked > FREEZE_SECONDS
+        self._looked = now
         for rank, pulse in enumerate(self._pulses.read()):
-            if pulse != self._seen[rank][0]:
+            if frozen or pulse != self._seen[rank][0]:
                 self._seen[rank] = (pulse, now)
-        rank = min(range(self._group.ranks), key=lambda rank: self._seen[rank][1])
-        pulse, since = self._seen[rank]
-        patience = self._group.start_seconds if pulse.step < 0 else self._group.hang_seconds
-        return rank if pulse.beats and now - since > patience else None
+        for rank in running:
+            pulse, since = self._seen[rank]
+            patience = self._group.start_seconds if pulse.step < 0 else self._group.hang_seconds
+            if pulse.beats and now - since > patience:
+                least = min(self._seen[rank][0].place for rank in running)
+                return [rank for rank in running if self._seen[rank][0].place == least]
+        return None
 
 
 def _wait(
     children: list[subprocess.Popen[bytes]], received: list[int], watch: _Watch
-) -> tuple[dict[int, int], int | None]:
+) -> tuple[dict[int, int], list[int] | None]:
     """Wait until all ranks have ended, or a while after the first failure, or until one has fallen silent.
 
     Args:
@@ -235,7 +198,7 @@ def _wait(
         watch: Of the same ranks.
 
     Returns:
-        The exit codes in the order in which the ranks ended, and the rank that has fallen silent.
+        The exit codes in the order in which the ranks ended, and those that have fallen silent.
     """
     deadline, ends = None, dict[int, int]()
     while len(ends) < len(children):
@@ -246,7 +209,8 @@ def _wait(
             deadline = time.monotonic() + ECHO_SECONDS
         if deadline is not None and time.monotonic() > deadline:
             break
-        if deadline is None and (silent := watch.silent()) is not None:
+        running = [rank for rank in range(len(children)) if rank not in ends]
+        if deadline is None and (silent := watch.silent(running)) is not None:
             return ends, silent
         time.sleep(POLL_SECONDS)
     return ends, None
@@ -276,17 +240,30 @@ def _end_hanging(children: list[subprocess.Popen[bytes]]) -> None:
         child.kill()
 
 
-def _hung(rank: int, group: Group, pulses: list[Pulse]) -> Failure:
-    step = pulses[rank].step
+def _stopped(children: list[subprocess.Popen[bytes]]) -> list[int]:
+    """Find the ranks that someone has stopped with SIGSTOP, as far as the system tells."""
+    found = []
+    for rank, child in enumerate(children):
+        with contextlib.suppress(OSError):
+            state = Path(f"/proc/{child.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0]
+            if state == "T":
+                found.append(rank)
+    return found
+
+
+def _hung(rank: int | None, group: Group, pulses: list[Pulse]) -> Failure:
+    """Describe a hang; the rank is None where it is not clear who began it."""
+    step = min(pulse.step for pulse in pulses)
     seconds = group.start_seconds if step < 0 else group.hang_seconds
     when = f"after step {step}" if step >= 0 else "before its first step"
-    where = f"; the stacks of the ranks that still answered are in {group.log(rank).parent}" if group.log else ""
-    message = f"Rank {rank} of {group.ranks} hangs: no sign of life for {seconds:g} s {when}{where}."
-    return Failure(rank=rank, code=-signal.SIGKILL, step=step, message=message)
+    where = f"; the stacks of the ranks that still answered are in {group.log(0).parent}" if group.log else ""
+    who = f"The group of {group.ranks}" if rank is None else f"Rank {rank} of {group.ranks}"
+    message = f"{who} hangs: no sign of life for {seconds:g} s {when}{where}."
+    return Failure(rank=rank or 0, code=KILLED, step=step, message=message)
 
 
 def _cause(
-    ends: dict[int, int], group: Group, folder: GroupFolder, pulses: list[Pulse], *, stopped: bool
+    ends: dict[int, int], group: Group, folder: GroupFolder, pulses: list[Pulse], signals: Signals
 ) -> Failure | None:
     """Find the failure that caused the others.
 
@@ -295,7 +272,7 @@ def _cause(
         group: The ranks.
         folder: Where they have left word.
         pulses: Their last signs of life.
-        stopped: Whether a signal came here: then only what a rank complains of is a failure.
+        signals: What came here: then only a rank that complains, or that was killed before it could save, has failed.
     """
     failed = {rank: code for rank, code in ends.items() if code}
     words = {rank: json.loads(folder.failure(rank).read_text()) for rank in failed if folder.failure(rank).exists()}
@@ -303,8 +280,9 @@ def _cause(
     causes = [rank for rank in failed if rank not in echoes]
     # Who complained knows why; of several the first. Then who ended first.
     causes.sort(key=lambda rank: words[rank]["seconds"] if rank in words else float("inf"))
-    if stopped:
-        causes, echoes = [rank for rank in causes if rank in words], []
+    if signals.received:
+        lost = [] if signals.hurried else [rank for rank, code in failed.items() if code == KILLED]
+        causes, echoes = [rank for rank in causes if rank in words or rank in lost], []
     if not (causes or echoes):
         return None
     rank = (causes or echoes)[0]
@@ -316,7 +294,14 @@ def _cause(
         message = f"Rank {rank} of {group.ranks} was killed by {name} (by the system if memory ran out)."
     else:
         message = f"Rank {rank} of {group.ranks} failed with exit code {code}" + _tail(group, folder, rank)
-    return Failure(rank=rank, code=code, step=pulses[rank].step, message=message)
+    return Failure(
+        rank=rank,
+        code=code,
+        step=pulses[rank].step,
+        message=message,
+        knows_why=rank in words,
+        stopping=bool(signals.received),
+    )
 
 
 def _tail(group: Group, folder: GroupFolder, rank: int) -> str:

@@ -12,7 +12,7 @@ import yaml
 from mnist_dist.errors import ConfigError
 from mnist_dist.launch.manifests import DATA, RUNS, KubernetesJob, indexed_job, service, train_job
 
-__all__ = ["KubernetesJob", "apply", "render"]
+__all__ = ["KubernetesJob", "apply", "complete", "render"]
 
 NAME_LENGTH = 40
 """The names of pods and hosts, which are longer by up to 20 characters, must stay within 63."""
@@ -38,7 +38,7 @@ def render(job: KubernetesJob) -> str:
         ConfigError: A value is none that Kubernetes would take, or the run would lose its folder.
     """
     _check(job)
-    arguments = _arguments(job)
+    arguments = complete(job)
     documents = [service(job), indexed_job(job, arguments)] if job.kind == "job" else [train_job(job, arguments)]
     return _usage(job) + yaml.safe_dump_all(documents, sort_keys=False, explicit_start=True, width=120)
 
@@ -102,8 +102,12 @@ def _require(valid: object, message: str) -> None:
         raise ConfigError(message)
 
 
-def _arguments(job: KubernetesJob) -> list[str]:
-    """Complete the command of the user's, see `render`."""
+def complete(job: KubernetesJob) -> list[str]:
+    """Complete the command of the user's, see `render`.
+
+    Raises:
+        ConfigError: The command would not work in a pod.
+    """
     words = [re.sub(r"^--run(?=$|=)", "--run-dir", word) for word in job.command]
     _require(
         words[:1] == ["train"],

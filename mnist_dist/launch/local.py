@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -15,7 +14,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from mnist_dist.errors import GroupError, WorkerError
-from mnist_dist.launch.group import Failure, Group, Signals, run_once
+from mnist_dist.launch.forwarding import Signals
+from mnist_dist.launch.group import KILLED, Failure, Group, run_once
 from mnist_dist.worker import GroupFolder
 
 RESTARTED = (1, WorkerError.exit_code)
@@ -43,9 +43,9 @@ class Restarts:
         if saved != self._saved:
             self.spent = 0
         self._saved, self._last = saved, failure
-        if self.limit == 0 or (failure.code > 0 and failure.code not in RESTARTED):
+        if self.limit == 0 or not _may_pass(failure):
             return ""
-        if failure.code != -signal.SIGKILL and former and former.step == failure.step and _same(former, failure):
+        if former is not None and _is_the_same(former, failure):
             return "It failed in the same way at the same step before it was started again: this is no accident."
         if self.spent == self.limit:
             times = "once" if self.spent == 1 else f"{self.spent} times"
@@ -85,7 +85,10 @@ def run_local(group: Group, restarts: Restarts | None = None, meanwhile: Callabl
                 done = all(child.returncode == 0 for child in signals.children)
                 return 0 if done else 128 + signals.received[0]
             _show_cursor()
-            refusal = "" if signals.received else restarts.refusal(failure)
+            if signals.received and not failure.stopping and _may_pass(failure):  # it came after the failure
+                print(f"warning: {failure.message}", file=sys.stderr)
+                return 128 + signals.received[0]
+            refusal = "" if failure.stopping else restarts.refusal(failure)
             if refusal is not None:
                 message = f"{failure.message} {refusal}".strip()
                 raise GroupError(message, failure.code) if failure.code > 0 else WorkerError(message)
@@ -99,15 +102,24 @@ def private_folder() -> Iterator[Path]:
     prefix = "mnist-dist-group-"
     for stale in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
         with contextlib.suppress(OSError, Timeout):  # another user's, or in use
-            if time.time() - stale.stat().st_mtime > STALE_SECONDS:
+            if time.time() - stale.lstat().st_mtime > STALE_SECONDS and (stale / "lock").exists():
                 with FileLock(stale / "lock", timeout=0):
                     shutil.rmtree(stale)
     with tempfile.TemporaryDirectory(prefix=prefix) as folder, FileLock(Path(folder) / "lock", timeout=0):
         yield Path(folder)
 
 
-def _same(one: Failure, other: Failure) -> bool:
-    return (one.code, one.message) == (other.code, other.message)
+def _may_pass(failure: Failure) -> bool:
+    """Tell a failure after which another try may go better."""
+    return failure.code < 0 or failure.code in RESTARTED
+
+
+def _is_the_same(one: Failure, other: Failure) -> bool:
+    """Tell a failure that has come back at its place; a kill is nobody's error, and of some we don't know enough."""
+    known = other.step >= 0 or other.knows_why
+    return (
+        known and other.code != KILLED and (one.step, one.code, one.message) == (other.step, other.code, other.message)
+    )
 
 
 def _show_cursor() -> None:

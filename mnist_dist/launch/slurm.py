@@ -55,8 +55,8 @@ while [ -n "$TRAPPED" ]; do  # a trap interrupts the wait
   wait $STEP || CODE=$?
 done
 
-# Again only where the run says itself that it was stopped, and not after scancel.
-if [ -n "$WARNED" ] && grep -qs '"status": "stopped"' "$RESULT"; then
+# Again only where the run says that it was stopped, or was stopped before it had begun (140), and not after scancel.
+if [ -n "$WARNED" ] && {{ [ $CODE = 140 ] || grep -qs '"status": "stopped"' "$RESULT"; }}; then
   echo "stopped before the time was over: back into the queue"
   scontrol requeue "$SLURM_JOB_ID"
   sleep 60  # Slurm ends this script

@@ -61,6 +61,20 @@ def test_a_program_of_ones_own_is_shown_with_the_environment_of_each_rank(comman
         assert text.rstrip().endswith("python mine.py")
 
 
+def test_a_commands_own_options_hold_and_are_spelled_for_torchrun(command):
+    ended = command("launch", "local", "--max-restarts", "5", "--dry-run", "--", "train", "--max-restarts", "0")
+    assert ended.out.split()[-5:] == ["train", "--max-restarts", "5", "--max-restarts", "0"]  # the last one holds
+    ended = command("launch", "torchrun", "--dry-run", "--", "train", "--run=a", "--epochs", "1")
+    assert "train --run-dir=a --epochs 1 --resume" in ended.out
+
+
+def test_a_config_that_is_only_in_the_image_is_left_to_it(command):
+    words = ["--image", "i", "--run-claim", "runs", "--dry-run", "--", "train", "--config", "/configs/mine.yaml"]
+    ended = command("launch", "kubernetes", *words)
+    assert ended.code == 0, ended.err
+    assert "/configs/mine.yaml" in ended.out
+
+
 def test_the_slurm_recipe_is_what_the_launcher_would_submit():
     job = SlurmJob(
         command=("train", "--resume", "--run-dir", "runs/a"),

@@ -31,6 +31,8 @@ CLAIM = ["--image", "mnist-dist:0.1.0", "--run-claim", "runs"]
         (["launch", "torchrun", "--nodes", "2", "--head", "no.where", "--", "train", "--run", "r"], 2, "be reached"),
         (["launch", "torchrun", "--node-rank", "1", "--", "train", "--run", "r"], 2, "they count from 0 to 0"),
         (["launch", "torchrun", "--", "train", "--run", "r", "--processes", "2"], 2, "belongs before the two dashes"),
+        (["launch", "torchrun", "--", "train", "--run", "r", "-n2"], 2, "--processes belongs before the two dashes"),
+        (["launch", "local", "--hang-timeout", "9", "--", "resume", "r"], 2, "No such option: --hang-timeout"),
         (["launch", "slurm", "--nodes", "3", "--", "train", "--run", "r"], 2, "which 3 processes cannot share"),
         (["launch", "slurm", "--time", "soon", "--", "train", "--run", "r"], 2, "--time is soon: write minutes"),
         (

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -23,8 +24,6 @@ LAUNCHERS = {
 
 
 def run(words, cwd, **environment):
-    import subprocess
-
     return subprocess.run(
         list(map(str, words)),
         cwd=cwd,
@@ -186,6 +185,36 @@ def test_ranks_die_with_a_killed_launcher(training):
     while not all(map(gone, children)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_a_program_of_ones_own_is_started_again_too(tmp_path):
+    script = tmp_path / "thirdly.py"
+    script.write_text(
+        "import os, sys\nfrom pathlib import Path\ntries = Path(f\"tries-{os.environ['RANK']}\")\n"
+        "tries.open('a').write('x')\nsys.exit(1 if tries.stat().st_size < 3 else 0)\n"
+    )
+    ended = run([*LAUNCH, "local", "-n", "2", "--", sys.executable, script], tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.count("warning:") == 2
+    ended = run([*LAUNCH, "local", "-n", "1", "--max-restarts", "0", "--", "false"], tmp_path)
+    assert ended.returncode == 1
+
+
+def test_a_rank_that_is_killed_before_it_could_save_is_no_clean_stop(tmp_path):
+    script = tmp_path / "dies.py"
+    script.write_text(
+        "import os, signal, time\nsignal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), 9))\n"
+        "print('ready', flush=True)\ntime.sleep(60)\n"
+    )
+    process = subprocess.Popen(
+        list(map(str, [*LAUNCH, "local", "-n", "1", "--", sys.executable, script])),
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "ready\n"
+    process.terminate()
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 7
+    assert "was killed by SIGKILL" in err
 
 
 def test_a_rank_that_fails_alone_is_shown_with_its_own_error(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -118,6 +119,7 @@ class Machines:
     """Two network namespaces, joined by a cable, each with a folder of its own."""
 
     ADDRESSES = ("10.77.0.1", "10.77.0.2")
+    HEAD = "head-of-the-test"
 
     def __init__(self, root: Path) -> None:
         self.names = [f"md{os.getpid()}{side}" for side in "ab"]
@@ -135,6 +137,12 @@ class Machines:
             _ip("-n", name, "address", "add", f"{address}/24", "dev", end)
             for device in ("lo", end):
                 _ip("-n", name, "link", "set", device, "up")
+            _ip("-n", name, "route", "add", "default", "dev", end)
+            # As Debian sets machines up: one's own name is 127.0.1.1.
+            hosts = Path("/etc/netns") / name / "hosts"
+            hosts.parent.mkdir(parents=True)
+            own = "127.0.1.1" if name == self.names[0] else self.ADDRESSES[0]
+            hosts.write_text(f"127.0.0.1 localhost\n{own} {self.HEAD}\n")
 
     def disconnect(self) -> None:
         for node in range(2):
@@ -143,6 +151,7 @@ class Machines:
             process.wait(30)
         for name in self.names:
             _ip("netns", "delete", name)
+            shutil.rmtree(Path("/etc/netns") / name, ignore_errors=True)
 
     def start(self, node: int, words: list[object], **environment: str) -> subprocess.Popen[bytes]:
         """Start a command on a machine; what it prints goes to `out` in the machine's folder."""

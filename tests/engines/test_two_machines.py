@@ -21,13 +21,13 @@ def torchrun(machines, node):
 
 
 def launched(machines, node):
-    options = ["--nodes", "2", "--processes-per-node", "1", "--node-rank", node, "--head", HEAD]
+    options = ["--nodes", "2", "--processes-per-node", "1", "--node-rank", node, "--head", f"{Machines.HEAD}:29400"]
     words = [sys.executable, "-m", "mnist_dist", "launch", "torchrun", *options, "--", *TRAIN, "--run", "run"]
     return machines.start(node, words)
 
 
 def accelerate(machines, node):
-    options = ["--num_processes", "2", "--machine_rank", node, "--main_process_ip", Machines.ADDRESSES[0]]
+    options = ["--num_processes", "2", "--machine_rank", node, "--main_process_ip", Machines.HEAD]
     words = ["accelerate", "launch", "--config_file", RECIPES / "accelerate" / "machines.yaml", *options]
     words += ["-m", "mnist_dist", *TRAIN, "--resume", "--run", "run"]
     return machines.start(node, words, MNIST_DIST_WORLD_SIZE="2")

@@ -108,6 +108,9 @@ def test_a_finished_run_says_so(command, finished):
         ended = command(*words)
         assert ended.code == 0, ended.err
         assert "is finished: 135 steps" in ended.out
+    ended = command(*WORDS, "--run", finished, "--resume", "--json")
+    assert ended.json()["step"] == 135
+    assert "is finished" in ended.err
 
 
 def test_another_config_is_refused_with_the_keys_named(command, interrupted):

@@ -1,4 +1,5 @@
 import signal
+from dataclasses import replace
 
 import pytest
 
@@ -34,6 +35,14 @@ def test_the_same_error_at_the_same_step_twice_is_the_last():
     assert restarts.refusal(failure(1, step=6)) is None
     assert restarts.refusal(failure(1, step=6, message="another")) is None
     assert "same way at the same step" in restarts.refusal(failure(1, step=6, message="another"))
+
+
+def test_a_failure_of_which_nothing_is_known_is_not_taken_for_the_same():
+    restarts = Restarts(limit=2)
+    unknown = replace(failure(1, step=-1), knows_why=False)
+    assert restarts.refusal(unknown) is None
+    assert restarts.refusal(unknown) is None
+    assert "2 times" in restarts.refusal(unknown)
 
 
 def test_a_kill_at_the_same_step_may_be_an_accident():
