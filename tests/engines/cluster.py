@@ -138,11 +138,12 @@ class Machines:
             for device in ("lo", end):
                 _ip("-n", name, "link", "set", device, "up")
             _ip("-n", name, "route", "add", "default", "dev", end)
-            # As Debian sets machines up: one's own name is 127.0.1.1.
-            hosts = Path("/etc/netns") / name / "hosts"
-            hosts.parent.mkdir(parents=True)
+            # As Debian sets machines up: one's own name is 127.0.1.1. And no waiting for name servers.
+            etc = Path("/etc/netns") / name
+            etc.mkdir(parents=True)
             own = "127.0.1.1" if name == self.names[0] else self.ADDRESSES[0]
-            hosts.write_text(f"127.0.0.1 localhost\n{own} {self.HEAD}\n")
+            (etc / "hosts").write_text(f"127.0.0.1 localhost\n{own} {self.HEAD}\n")
+            (etc / "nsswitch.conf").write_text("hosts: files\n")
 
     def disconnect(self) -> None:
         for node in range(2):
