@@ -111,12 +111,12 @@ def nan_on_one_rank(*, folder: str) -> str:
 
 def overflowing(*, folder: str, steps: list[int]) -> list:
     """Train with a gradient scaler, as under fp16, and gradients that overflow in some steps."""
-    import mnist_dist.runtime
+    import mnist_dist.runtime.joining as joining
     from mnist_dist import run
     from mnist_dist.config import load, parse_setting
     from mnist_dist.reduction import Exact
 
-    class Scaled(mnist_dist.runtime.Accelerator):
+    class Scaled(joining.Accelerator):
         def __init__(self, **options) -> None:
             super().__init__(**options)
             self.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
@@ -132,7 +132,7 @@ def overflowing(*, folder: str, steps: list[int]) -> list:
             self._parameters[0].grad[0] = float("inf")
         return sums
 
-    mnist_dist.runtime.Accelerator = Scaled
+    joining.Accelerator = Scaled
     Exact.finish = finish
     settings = ("train.epochs=1", "train.reduction=exact", "train.max_steps=12", "train.log_every=100")
     try:

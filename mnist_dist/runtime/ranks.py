@@ -1,31 +1,25 @@
-"""Processes, device and precision: the only module that imports accelerate or torch.distributed."""
+"""What a rank does on its device and together with the other ranks."""
 
 from __future__ import annotations
 
 import contextlib
-import datetime
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from types import ModuleType
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import accelerate.accelerator
 import torch
 import torch.distributed
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from mnist_dist import errors, heartbeat
-from mnist_dist.config.schema import Device, Precision
-from mnist_dist.device import Choice, choose_device, choose_precision, default_generator, refuse_overrides
+from mnist_dist.device import Choice, default_generator
 from mnist_dist.errors import ConfigError
-from mnist_dist.machine import route_to
-from mnist_dist.worker import TIMEOUT, group_folder_of, worker_of
 
 T = TypeVar("T")
 
@@ -227,84 +221,6 @@ class Vote:
         return int(self._value)
 
 
-def has_backend(name: Literal["gloo", "nccl"]) -> bool:
-    """Tell whether this build of torch can reduce over that library."""
-    return torch.distributed.is_available() and torch.distributed.is_backend_available(name)
-
-
-@contextlib.contextmanager
-def start(
-    *,
-    device: Device,
-    precision: Precision,
-    threads: int | None,
-    deterministic: bool = False,
-) -> Iterator[Runtime]:
-    """Join the group of processes that the environment describes, alone where it describes none.
-
-    Every rank. RANK, LOCAL_RANK and WORLD_SIZE are read by Accelerate, as torchrun and others set them.
-
-    Args:
-        device: `auto` takes CUDA, else MPS, else the CPU.
-        precision: `auto` takes what suits the device.
-        threads: CPU threads of this process; None leaves what the environment set.
-        deterministic: Let CUDA use only kernels that give the same bits every time, without TF32.
-
-    Raises:
-        ConfigError: The device or the precision is not to be had here, or a variable that Accelerate lets
-            override our settings contradicts them.
-    """
-    device_choice = choose_device(device)
-    precision_choice = choose_precision(precision, device_choice.value)
-    refuse_overrides()
-    worker = worker_of(os.environ)
-    ranks = worker.ranks if worker else 1
-    if device_choice.value == "mps" and ranks > 1:
-        raise ConfigError(f"MPS serves one process, not {ranks}: use --processes 1 or --device cpu.")
-    former_threads = torch.get_num_threads()
-    with contextlib.ExitStack() as stack:
-        if deterministic and device_choice.value == "cuda":
-            stack.enter_context(_deterministic_cuda())
-        if ranks > 1:
-            _join_group(device_choice.value, ranks)
-        else:
-            stack.enter_context(_without("RANK", "LOCAL_RANK", "WORLD_SIZE"))  # one process needs neither group nor DDP
-        accelerator = Accelerator(
-            cpu=device_choice.value == "cpu",
-            mixed_precision="no" if precision_choice.value == "fp32" else precision_choice.value,
-            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
-        )
-        assert accelerator.device.type == device_choice.value
-        torch.set_num_threads(threads or former_threads)
-        runtime = Runtime(accelerator, device_choice, precision_choice, torch.get_num_threads())
-        try:
-            yield runtime
-        except RuntimeError as error:
-            if runtime.ranks > 1 and _is_lost_peer(error):
-                raise errors.WorkerError(
-                    f"Rank {runtime.rank} lost touch with another rank, whose own message says why."
-                ) from error
-            raise
-        finally:
-            runtime.close()
-            torch.set_num_threads(former_threads)
-
-
-@contextlib.contextmanager
-def _deterministic_cuda() -> Iterator[None]:
-    """Give up speed on CUDA for the same bits every time."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-    former = (torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
-    torch.backends.cudnn.benchmark = torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
-        torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = former[:2]
-        torch.backends.cuda.matmul.allow_tf32 = former[2]
-
-
 @contextlib.contextmanager
 def _replaced(module: ModuleType, name: str, value: Any) -> Iterator[None]:
     """Replace an attribute for a while, where there is one."""
@@ -316,38 +232,6 @@ def _replaced(module: ModuleType, name: str, value: Any) -> Iterator[None]:
     finally:
         if former is not None:
             setattr(module, name, former)
-
-
-@contextlib.contextmanager
-def _without(*variables: str) -> Iterator[None]:
-    """Hide environment variables from Accelerate for a while."""
-    hidden = {name: os.environ.pop(name) for name in variables if name in os.environ}
-    try:
-        yield
-    finally:
-        os.environ |= hidden
-
-
-def _join_group(device: str, ranks: int) -> None:
-    """Meet the other ranks; Accelerate takes the group as it finds it."""
-    folder = group_folder_of(os.environ)
-    if "GLOO_SOCKET_IFNAME" not in os.environ and "MASTER_ADDR" in os.environ and folder is None:
-        with contextlib.suppress(OSError):  # gloo would take what the host's name resolves to: often 127.0.1.1
-            _, interface = route_to(os.environ["MASTER_ADDR"])
-            if interface is not None:
-                os.environ["GLOO_SOCKET_IFNAME"] = interface
-    torch.distributed.init_process_group(
-        "cuda:nccl,cpu:gloo" if device == "cuda" else "gloo",
-        init_method=folder.rendezvous.as_uri() if folder else "env://",
-        rank=int(os.environ["RANK"]),
-        world_size=ranks,
-        timeout=datetime.timedelta(seconds=float(os.environ.get(TIMEOUT, "1800"))),
-    )
-
-
-def _is_lost_peer(error: RuntimeError) -> bool:
-    """Tell a collective that failed because another rank is gone."""
-    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
