@@ -63,7 +63,7 @@ def local(
     if command[0] in OWN:
         ours = {"--processes": processes, "--max-restarts": max_restarts, "--start-timeout": start_timeout,
                 "--hang-timeout": hang_timeout}  # fmt: skip
-        options = [word for name, value in ours.items() if value is not None for word in (name, f"{value:g}")]
+        options = [word for name, value in ours.items() if value is not None for word in (name, str(value))]
         _parse((command[0], *options, *command[1:]))
         words = [*own_command(), command[0], *options, *command[1:]]
         if not dry_run:

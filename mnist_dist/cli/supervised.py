@@ -44,7 +44,7 @@ def leave_word(group: GroupFolder, error: Exception) -> int:
         code = 1
         where = "".join(["\n", *lines]).rstrip() if log is None else f" The traceback is in {log}."
         message = f"Rank {_rank()} failed, which is a bug: {type(error).__name__}: {error}.{where}"
-    record = {"code": code, "message": message, "seconds": time.monotonic()}
+    record = {"message": message, "seconds": time.monotonic()}
     temporary = group.failure(_rank()).with_suffix(".tmp")
     try:
         temporary.write_text(json.dumps(record), encoding="utf-8")

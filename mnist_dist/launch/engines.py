@@ -85,12 +85,6 @@ def torchrun(cluster: Cluster, words: tuple[str, ...]) -> Launch:
     """
     size = ("--nproc-per-node", str(cluster.processes_per_node))
     restarts = ("--max-restarts", str(cluster.max_restarts))
-    environment = _environment(cluster) | {
-        # Without this, ranks that are started again after a killed one meet at the address of the dead store.
-        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-        # Without this, SIGUSR2 kills torchrun and leaves the ranks behind.
-        "PET_SIGNALS_TO_HANDLE": FORWARDED_SIGNALS,
-    }
     if cluster.nodes == 1:
         options = [("--standalone",), size, restarts]
     else:
@@ -111,7 +105,7 @@ def torchrun(cluster: Cluster, words: tuple[str, ...]) -> Launch:
             ("--local-addr", address),
         ]
     engine = (sys.executable, "-m", "torch.distributed.run")
-    return Launch(environment=environment, parts=(engine, *options, ("-m", "mnist_dist", *words)))
+    return Launch(environment=_environment(cluster), parts=(engine, *options, ("-m", "mnist_dist", *words)))
 
 
 def accelerate(cluster: Cluster, words: tuple[str, ...]) -> Launch:
@@ -121,7 +115,6 @@ def accelerate(cluster: Cluster, words: tuple[str, ...]) -> Launch:
         cluster: Where to run.
         words: The command of this program.
     """
-    environment = _environment(cluster)
     options = [("--num_processes", str(cluster.ranks))]  # over all machines
     if cluster.nodes > 1:
         host, port = cluster.endpoint
@@ -137,7 +130,7 @@ def accelerate(cluster: Cluster, words: tuple[str, ...]) -> Launch:
         options += [("--max_restarts", str(cluster.max_restarts))]
     engine = (sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch")
     config = ("--config_file", str(recipes() / "accelerate" / recipe))
-    return Launch(environment=environment, parts=(engine, config, *options, ("-m", "mnist_dist", *words)))
+    return Launch(environment=_environment(cluster), parts=(engine, config, *options, ("-m", "mnist_dist", *words)))
 
 
 def recipes() -> Path:
@@ -152,4 +145,8 @@ def _environment(cluster: Cluster) -> dict[str, str]:
     environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(threads))
     if cluster.cpu:
         environment["ACCELERATE_USE_CPU"] = "true"
+    # Without this, ranks that are started again after a killed one meet at the address of the dead store.
+    environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    # Without this, SIGUSR2 kills torchrun, which `accelerate launch` is too, and leaves the ranks behind.
+    environment["PET_SIGNALS_TO_HANDLE"] = FORWARDED_SIGNALS
     return environment

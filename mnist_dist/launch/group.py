@@ -18,6 +18,7 @@ from typing import IO
 from mnist_dist.errors import ConfigError, WorkerError
 from mnist_dist.heartbeat import Pulse, Pulses
 from mnist_dist.launch.forwarding import Signals
+from mnist_dist.launch.hanging import Watch, kill_with_stacks, stopped
 from mnist_dist.machine import allowed_cpus, die_with_parent
 from mnist_dist.worker import EXPECTED_RANKS, GROUP_FOLDER, RANK_LOG, TIMEOUT, GroupFolder
 
@@ -26,10 +27,6 @@ ECHO_SECONDS = 1.0
 """How long after the first failure its cause may still show up on another rank."""
 GRACE_SECONDS = 3.0
 """From asking ranks to end until they are killed."""
-STACK_SECONDS = 1.0
-"""How long the ranks of a group that hangs have to write down where they are."""
-FREEZE_SECONDS = 5.0
-"""If this process itself was not run for so long, then the ranks were not either."""
 KILLED = -9
 """How a process that was killed has ended, also where there is no SIGKILL."""
 PEER_SECONDS = 600.0
@@ -59,7 +56,6 @@ class Group:
 class Failure:
     """The failure of one rank that caused those of the others."""
 
-    rank: int
     code: int
     """Its exit code; negative: the signal that killed it, or that ended it as it hung."""
     step: int
@@ -96,11 +92,12 @@ def run_once(group: Group, folder: GroupFolder, signals: Signals, meanwhile: Cal
             children.append(_start(group.command, os.environ | _environment(group, folder, rank), output))
         signals.pass_on()
         signals.interrupt(meanwhile)
-        ends, silent = _wait(children, signals.received, _Watch(group, pulses))
+        watch = Watch(pulses, start_seconds=group.start_seconds, hang_seconds=group.hang_seconds)
+        ends, silent = _wait(children, signals.received, watch)
         if silent is not None:
-            culprit = _stopped(children) or silent
-            _end_hanging(children)
-            return _hung(culprit[0] if len(culprit) == 1 else None, group, pulses.read())
+            culprits = stopped(children) or silent
+            kill_with_stacks(children)
+            return _hung(culprits, group, pulses.read(), stopping=bool(signals.received))
         return _cause(ends, group, folder, pulses.read(), signals)
 
 
@@ -158,37 +155,8 @@ def _start(command: tuple[str, ...], environment: dict[str, str], output: IO[byt
         raise ConfigError(f"{command[0]} cannot be started: {error.strerror}.") from None
 
 
-class _Watch:
-    """Tells which ranks have fallen silent; one that never beats, of another program, is left alone."""
-
-    def __init__(self, group: Group, pulses: Pulses) -> None:
-        self._group = group
-        self._pulses = pulses
-        self._looked = time.monotonic()
-        self._seen = [(pulse, self._looked) for pulse in pulses.read()]
-
-    def silent(self, running: list[int]) -> list[int] | None:
-        """Get those of the running ranks for which the others seem to wait, once the time of one is over.
-
-        Ranks wait for each other, so all fall silent when one does: it is the one that has come least far.
-        """
-        now = time.monotonic()
-        frozen = now - self._looked > FREEZE_SECONDS
-        self._looked = now
-        for rank, pulse in enumerate(self._pulses.read()):
-            if frozen or pulse != self._seen[rank][0]:
-                self._seen[rank] = (pulse, now)
-        for rank in running:
-            pulse, since = self._seen[rank]
-            patience = self._group.start_seconds if pulse.step < 0 else self._group.hang_seconds
-            if pulse.beats and now - since > patience:
-                least = min(self._seen[rank][0].place for rank in running)
-                return [rank for rank in running if self._seen[rank][0].place == least]
-        return None
-
-
 def _wait(
-    children: list[subprocess.Popen[bytes]], received: list[int], watch: _Watch
+    children: list[subprocess.Popen[bytes]], received: list[int], watch: Watch
 ) -> tuple[dict[int, int], list[int] | None]:
     """Wait until all ranks have ended, or a while after the first failure, or until one has fallen silent.
 
@@ -230,36 +198,15 @@ def _end(children: list[subprocess.Popen[bytes]]) -> None:
             child.wait()
 
 
-def _end_hanging(children: list[subprocess.Popen[bytes]]) -> None:
-    """Let the ranks that still answer write their stacks to their logs, and kill all."""
-    if hasattr(signal, "SIGQUIT"):
-        for child in children:
-            child.send_signal(signal.SIGQUIT)
-        time.sleep(STACK_SECONDS)
-    for child in children:
-        child.kill()
-
-
-def _stopped(children: list[subprocess.Popen[bytes]]) -> list[int]:
-    """Find the ranks that someone has stopped with SIGSTOP, as far as the system tells."""
-    found = []
-    for rank, child in enumerate(children):
-        with contextlib.suppress(OSError):
-            state = Path(f"/proc/{child.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0]
-            if state == "T":
-                found.append(rank)
-    return found
-
-
-def _hung(rank: int | None, group: Group, pulses: list[Pulse]) -> Failure:
-    """Describe a hang; the rank is None where it is not clear who began it."""
+def _hung(culprits: list[int], group: Group, pulses: list[Pulse], *, stopping: bool) -> Failure:
+    """Describe a hang; with several culprits it is not clear who began it."""
     step = min(pulse.step for pulse in pulses)
     seconds = group.start_seconds if step < 0 else group.hang_seconds
     when = f"after step {step}" if step >= 0 else "before its first step"
     where = f"; the stacks of the ranks that still answered are in {group.log(0).parent}" if group.log else ""
-    who = f"The group of {group.ranks}" if rank is None else f"Rank {rank} of {group.ranks}"
+    who = f"Rank {culprits[0]} of {group.ranks}" if len(culprits) == 1 else f"The group of {group.ranks}"
     message = f"{who} hangs: no sign of life for {seconds:g} s {when}{where}."
-    return Failure(rank=rank or 0, code=KILLED, step=step, message=message)
+    return Failure(code=KILLED, step=step, message=message, stopping=stopping)
 
 
 def _cause(
@@ -295,7 +242,6 @@ def _cause(
     else:
         message = f"Rank {rank} of {group.ranks} failed with exit code {code}" + _tail(group, folder, rank)
     return Failure(
-        rank=rank,
         code=code,
         step=pulses[rank].step,
         message=message,

@@ -33,7 +33,7 @@ class Restarts:
     """Options that the command has besides when it is started again."""
     saved_step: Callable[[], int | None] = lambda: None
     """Tells the step of the newest checkpoint."""
-    spent: int = 0
+    spent: int = field(default=0, init=False)
     _last: Failure | None = field(default=None, init=False)
     _saved: int | None = field(default=None, init=False)
 

@@ -187,6 +187,22 @@ def test_ranks_die_with_a_killed_launcher(training):
         time.sleep(0.05)
 
 
+@pytest.mark.parametrize("engine", ["torchrun", "accelerate"])
+def test_a_signal_to_an_engine_stops_its_ranks_with_a_checkpoint_and_leaves_none_behind(started, tmp_path, engine):
+    words = ["--processes-per-node", "2", "--", "train", "--epochs", "100000", "--run", "run"]
+    process = started("launch", engine, *words, OMP_NUM_THREADS="1")
+    journal = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (journal.exists() and journal.stat().st_size):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGUSR2)
+    process.communicate(timeout=30)
+    assert result(tmp_path)["status"] == "stopped"
+    saved = max(int(path.name[5:]) for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert saved == result(tmp_path)["step"]
+
+
 def test_a_program_of_ones_own_is_started_again_too(tmp_path):
     script = tmp_path / "thirdly.py"
     script.write_text(

@@ -8,7 +8,7 @@ from mnist_dist.launch.local import Restarts
 
 
 def failure(code, step=5, message="why"):
-    return Failure(rank=0, code=code, step=step, message=message)
+    return Failure(code=code, step=step, message=message)
 
 
 @pytest.mark.parametrize("code", [2, 3, 4, 5, 6, 8, 141])
