@@ -11,6 +11,7 @@ from torch import nn
 from mnist_dist.config import Config
 from mnist_dist.data import Dataset, Sampler
 from mnist_dist.data.transforms import Batches
+from mnist_dist.fused import Stepper
 from mnist_dist.observe import Observers
 from mnist_dist.progress import Progress
 from mnist_dist.reduction import Ddp, Exact
@@ -31,6 +32,8 @@ class Parts:
     """As it is evaluated and saved."""
     reduction: Ddp | Exact
     optimizer: torch.optim.Optimizer
+    stepper: Stepper
+    """Of the optimizer."""
     observers: Observers
     save: Callable[[Progress], None]
     """Writes a checkpoint; every rank calls it."""

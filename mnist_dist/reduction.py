@@ -24,7 +24,8 @@ class Ddp:
         self.model = runtime.prepare(model)
         self._runtime = runtime
         self._scale = runtime.ranks / global_batch  # DDP divides by ranks
-        self._sums = torch.zeros(2, dtype=runtime.sum_dtype, device=runtime.device)
+        self._losses: list[Tensor] = []
+        self._correct: list[Tensor] = []
 
     def warm_up(self, pixels: Tensor) -> None:
         """Let DDP settle its buckets, which it orders anew after the first backward pass. Every rank.
@@ -50,21 +51,28 @@ class Ddp:
             correct: Number classified correctly.
         """
         self._runtime.backward(loss * self._scale)
-        self._sums += torch.stack([loss.detach(), correct])
+        self._losses.append(loss.detach())
+        self._correct.append(correct)
 
-    def finish(self) -> Tensor:
+    def finish(self) -> tuple[Tensor, Tensor]:
         """End a step: `grad` of each parameter is the mean over the global batch.
 
         Returns:
-            `(2,)` this rank's loss and number correct; `collect` adds them up over ranks.
+            This rank's loss and number correct; `collect` adds them up over ranks.
         """
-        sums, self._sums = self._sums, torch.zeros_like(self._sums)
+        sums = self._total(self._losses), self._total(self._correct)
+        self._losses.clear()
+        self._correct.clear()
         return sums
 
-    def collect(self, sums: Tensor) -> list[list[float]]:
-        """Turn `(steps, 2)` of several steps into numbers over all ranks. Every rank; waits for the device."""
-        rows: list[list[float]] = self._runtime.sum(sums).tolist()
+    def collect(self, sums: list[tuple[Tensor, Tensor]]) -> list[list[float]]:
+        """Turn the sums of several steps into numbers over all ranks. Every rank; waits for the device."""
+        columns = [torch.stack(column).to(self._runtime.sum_dtype) for column in zip(*sums, strict=True)]
+        rows: list[list[float]] = self._runtime.sum(torch.stack(columns, dim=1)).tolist()
         return rows
+
+    def _total(self, values: list[Tensor]) -> Tensor:
+        return values[0] if len(values) == 1 else torch.stack(values).sum(dtype=self._runtime.sum_dtype)
 
     def settle(self) -> None:
         """Average over ranks what is no weight: the running statistics of batch normalisation. Every rank."""
@@ -106,11 +114,11 @@ class Exact:
             size, total = 2 * size, left.add_(total)
         self._subtrees.append((size, total))
 
-    def finish(self) -> Tensor:
+    def finish(self) -> tuple[Tensor, Tensor]:
         """End a step: `grad` of each parameter is the mean over the global batch. Every rank.
 
         Returns:
-            `(2,)` loss and number correct over all ranks.
+            Loss and number correct over all ranks.
         """
         ((_, mine),) = self._subtrees  # a rank has a power of two of micro-batches
         self._subtrees.clear()
@@ -122,11 +130,12 @@ class Exact:
         ends = torch.tensor([0, *(parameter.numel() for parameter in self._parameters)]).cumsum(0).tolist()
         for parameter, (start, end) in zip(self._parameters, pairwise(ends), strict=True):
             parameter.grad = gradient[start:end].view_as(parameter)
-        return sums.clone()  # a view would keep the whole gradient in memory until it is looked at
+        loss, correct = sums.clone()  # views would keep the whole gradient in memory until they are looked at
+        return loss, correct
 
-    def collect(self, sums: Tensor) -> list[list[float]]:
-        """Turn `(steps, 2)` of several steps into numbers; waits for the device."""
-        rows: list[list[float]] = sums.tolist()
+    def collect(self, sums: list[tuple[Tensor, Tensor]]) -> list[list[float]]:
+        """Turn the sums of several steps into numbers; waits for the device."""
+        rows: list[list[float]] = torch.stack([torch.stack(pair) for pair in sums]).tolist()
         return rows
 
     def settle(self) -> None:

@@ -18,6 +18,7 @@ from mnist_dist.data import Dataset, Sampler, open_dataset
 from mnist_dist.data.transforms import Batches
 from mnist_dist.errors import DeviceMemoryError, StoppedError
 from mnist_dist.folder import RunFolder, default_run_folder
+from mnist_dist.fused import Stepper
 from mnist_dist.models import build_model, count_parameters
 from mnist_dist.observe import Observer, Observers
 from mnist_dist.observe.console import TrainingConsole
@@ -84,6 +85,7 @@ def train(
             model=model,
             reduction=reduction,
             optimizer=optimizer,
+            stepper=Stepper(optimizer),
             observers=observers or Observers(),
             save=lambda progress: archive.save(folder, parts, progress),
         )
@@ -120,6 +122,7 @@ def probe(resolved: Resolved, output: Path) -> None:
             model=model,
             reduction=reduction,
             optimizer=optimizer,
+            stepper=Stepper(optimizer),
             observers=Observers((witness,)),
             save=lambda progress: None,
         )

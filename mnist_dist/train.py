@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import signal
+from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -24,6 +26,9 @@ SAVE = 1 << 16
 """A vote to save; smaller ones are the numbers of signals, which save as well."""
 
 
+SEEDS = 256
+"""For so many steps the seeds of dropout are computed at once."""
+
 SMALLEST_LOSS_SCALE = 1.0
 """Where gradients still overflow under fp16 below this, it is not fp16's narrow range that makes them."""
 
@@ -41,7 +46,7 @@ def train(parts: Parts, progress: Progress) -> None:
     total_steps = config.total_steps(sampler.images)
     mine = {"rank": runtime.rank, "ranks": runtime.ranks, "micro_batch": micro_batch}
     losses: list[Tensor] = []  # of each micro-batch of this rank, on the device, until the next look at them
-    sums: list[Tensor] = []  # (2,) loss and number correct of each step, likewise
+    sums: list[tuple[Tensor, Tensor]] = []  # loss and number correct of each step, likewise
     vote, clock = Vote(runtime), Clock(parts.config.checkpoint.every_minutes)
 
     while True:
@@ -66,7 +71,7 @@ def train(parts: Parts, progress: Progress) -> None:
                 reduction.backward(loss, (logits.argmax(dim=1) == labels).sum())
             losses.append(loss.detach())
         sums.append(reduction.finish())
-        lowered_scale = runtime.step(parts.optimizer, clip_norm=config.clip_norm)
+        lowered_scale = runtime.step(parts.stepper, clip_norm=config.clip_norm)
 
         progress.step = done = step + 1
         heartbeat.beat(done)
@@ -83,7 +88,7 @@ def train(parts: Parts, progress: Progress) -> None:
         )
         reports = epoch_ends or overflows or done % config.log_every == 0
         if reports or saves:
-            rows = reduction.collect(torch.stack(sums))  # waits for the device, adds over ranks
+            rows = reduction.collect(sums)  # waits for the device, adds over ranks
             _refuse_non_finite(parts, rows, losses, done, rate)
             progress.add_steps(rows, images_per_step=config.global_batch, seconds=clock.lap())
             sums.clear()
@@ -152,7 +157,16 @@ def _set_rate(parts: Parts, step: int, total_steps: int) -> float:
 
 
 def _dropout_seed(seed: int, step: int, micro_batch: int) -> int:
-    return int(keyed_hash(Purpose.DROPOUT, seed, step, micro_batch)[0] >> 1)
+    block, place = divmod(step, SEEDS)
+    return _dropout_seeds(seed, block, micro_batch)[place]
+
+
+@lru_cache(maxsize=1024)  # more than a rank has micro-batches in a step
+def _dropout_seeds(seed: int, block: int, micro_batch: int) -> list[int]:
+    """Hash many steps at once, as one alone costs nearly as much."""
+    steps = np.arange(block * SEEDS, (block + 1) * SEEDS)
+    seeds: list[int] = (keyed_hash(Purpose.DROPOUT, seed, steps, micro_batch) >> np.uint64(1)).tolist()
+    return seeds
 
 
 def _refuse_non_finite(parts: Parts, rows: list[list[float]], losses: list[Tensor], done: int, rate: float) -> None:

@@ -23,8 +23,12 @@ class Normalise:
         self._shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device).view(-1, 1, 1)
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Normalise `(B, C, H, W)` pixels in [0, 255], in place where they are float32 already."""
-        return pixels.float().mul_(self._scale).add_(self._shift)
+        """Normalise `(B, C, H, W)` pixels in [0, 255], in place where they are float32 already.
+
+        Returns:
+            Channels last in memory, as convolutions and pooling like it; every layer that follows keeps to it.
+        """
+        return pixels.to(torch.float32, memory_format=torch.channels_last).mul_(self._scale).add_(self._shift)
 
 
 class Batches:

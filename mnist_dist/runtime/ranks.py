@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from mnist_dist import errors, heartbeat
 from mnist_dist.device import Choice, default_generator
 from mnist_dist.errors import ConfigError
+from mnist_dist.fused import Stepper
 
 T = TypeVar("T")
 
@@ -66,29 +67,27 @@ class Runtime:
 
     def backward(self, loss: Tensor) -> None:
         """Compute gradients, scaled under fp16. Every rank: DDP averages them over ranks."""
-        self._accelerator.backward(loss)
+        self.scale(loss).backward()  # type: ignore[no-untyped-call]
 
-    def step(self, optimizer: torch.optim.Optimizer, *, clip_norm: float | None) -> float | None:
+    def step(self, stepper: Stepper, *, clip_norm: float | None) -> float | None:
         """Update the weights; under fp16 the scaler leaves out an update whose gradients overflowed.
 
         Returns:
             None, or the lowered loss scale if the update was left out: on every rank, as all have the same gradients.
         """
-        scaler = self._accelerator.scaler
+        scaler, optimizer = self._accelerator.scaler, stepper.optimizer
         if clip_norm is not None:
             if scaler is not None:
                 scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(_parameters(optimizer), clip_norm)
-        lowered = None
         if scaler is None:
-            optimizer.step()
-        else:
-            former = scaler.get_scale()
-            scaler.step(optimizer)  # waits for the device, so asking for the scale costs little more
-            scaler.update()
-            lowered = scaler.get_scale() if scaler.get_scale() < former else None
+            stepper.step()
+            return None
+        former = scaler.get_scale()
+        scaler.step(optimizer)  # waits for the device, so asking for the scale costs little more
+        scaler.update()
         optimizer.zero_grad()
-        return lowered
+        return scaler.get_scale() if scaler.get_scale() < former else None
 
     def scale(self, loss: Tensor) -> Tensor:
         """Scale a loss under fp16, for a gradient that is computed by hand."""

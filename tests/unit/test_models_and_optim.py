@@ -80,3 +80,26 @@ def test_the_optimizer_is_the_one_that_the_config_names(config, kind):
     assert type(optimizer) is kind
     assert optimizer.defaults["lr"] == config.learning_rate
     assert optimizer.defaults["weight_decay"] == config.weight_decay
+
+
+def test_pooling_before_relu_and_mask_gives_the_same_bits_as_after_them():
+    torch.manual_seed(0)
+    features = torch.randn(8, 6, 10, 10, requires_grad=True)
+    mask = torch.nn.functional.dropout2d(torch.ones(8, 6, 1, 1), 0.25)
+    pool, relu = torch.nn.functional.max_pool2d, torch.relu
+    before, after = relu(pool(features, 2) * mask), pool(relu(features * mask), 2)
+    assert torch.equal(before, after)
+    weights = torch.randn_like(before)
+    gradients = [torch.autograd.grad((value * weights).sum(), features)[0] for value in (before, after)]
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_layout_of_a_batch_in_memory_changes_nothing_but_rounding(name, channels):
+    torch.manual_seed(0)
+    model = build_model(name, classes=10, channels=channels, image_size=28).eval()
+    pixels = torch.randn(8, channels, 28, 28)
+    logits = model(pixels)
+    other = model(pixels.contiguous(memory_format=torch.channels_last))
+    assert (logits - other).abs().max() < 1e-5 * logits.abs().max().clamp(min=1)

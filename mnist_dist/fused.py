@@ -1,0 +1,108 @@
+"""Steps an optimizer without the layers that torch wraps around each step: on a CPU they cost as much as the update.
+
+`Optimizer.step` sorts its tensors by device, opens a profiler range and asks the compiler, every time; none of that
+changes from step to step. The kernels are private functions of torch, called from here only; where one is missing, or
+anything is unusual, the public `step` does the work, with the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, optim
+
+KERNELS = {optim.SGD: "_fused_sgd_", optim.Adam: "_fused_adam_", optim.AdamW: "_fused_adamw_"}
+"""Torch's private functions that update all parameters at once."""
+
+Update = Callable[[list[Tensor | None]], None]
+
+
+class Stepper:
+    """Updates the weights of an optimizer's parameters from their gradients, which are `None` afterwards."""
+
+    def __init__(self, optimizer: optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        self._update: Update | None = None
+        self._parameters: list[Tensor] = []
+
+    def step(self) -> None:
+        """Take a step."""
+        if self._update is None:
+            self.optimizer.step()  # makes the optimizer's state
+            self.optimizer.zero_grad()
+            self._parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+            self._update = _kernel(self.optimizer, self._parameters) or self._public_step
+            return
+        self._update([parameter.grad for parameter in self._parameters])
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def _public_step(self, _: list[Tensor | None]) -> None:
+        self.optimizer.step()
+
+
+def _kernel(optimizer: optim.Optimizer, parameters: list[Tensor]) -> Update | None:
+    """Find the kernel that does what the optimizer's `step` would do from its second step on."""
+    state, group = optimizer.state, optimizer.param_groups[0]
+    function = getattr(torch, KERNELS.get(type(optimizer), ""), None)
+    unusual = (
+        function is None
+        or len(optimizer.param_groups) > 1
+        or not group["fused"]
+        or any(
+            tensor.device.type != "cpu" or tensor not in state or tensor.dtype != torch.float32 for tensor in parameters
+        )
+        or optimizer._optimizer_step_pre_hooks
+        or optimizer._optimizer_step_post_hooks
+    )
+    if unusual:
+        return None
+
+    if isinstance(optimizer, optim.SGD):
+        momenta = [state[tensor]["momentum_buffer"] for tensor in parameters] if group["momentum"] else []
+
+        @torch.no_grad()
+        def step_sgd(gradients: list[Tensor | None]) -> None:
+            function(
+                parameters,
+                gradients,
+                momenta,
+                weight_decay=group["weight_decay"],
+                momentum=group["momentum"],
+                lr=group["lr"],
+                dampening=group["dampening"],
+                nesterov=group["nesterov"],
+                maximize=group["maximize"],
+                is_first_step=False,
+                grad_scale=None,
+                found_inf=None,
+            )
+
+        return step_sgd
+
+    means, squares, steps = ([state[tensor][key] for tensor in parameters] for key in ("exp_avg", "exp_avg_sq", "step"))
+
+    @torch.no_grad()
+    def step_adam(gradients: list[Tensor | None]) -> None:
+        torch._foreach_add_(steps, 1)
+        function(
+            parameters,
+            gradients,
+            means,
+            squares,
+            [],
+            steps,
+            amsgrad=False,
+            lr=group["lr"],
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=group["maximize"],
+            grad_scale=None,
+            found_inf=None,
+        )
+
+    return step_adam
