@@ -8,7 +8,6 @@ anything is unusual, the public `step` does the work, with the same bits.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, optim

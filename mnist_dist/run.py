@@ -60,7 +60,7 @@ def train(
     dataset = open_dataset(
         config.data, seed=config.train.seed, announce=lambda line: console.print(line, soft_wrap=True)
     )
-    with _start(config) as runtime, contextlib.ExitStack() as stack:
+    with join(config) as runtime, contextlib.ExitStack() as stack:
         resolved = _settle(resolved, runtime)
         sampler = _agree(resolved.config, dataset, runtime)
         folder = RunFolder(Path(runtime.broadcast(str(run or default_run_folder("run")))))
@@ -103,29 +103,16 @@ def probe(resolved: Resolved, output: Path) -> None:
     """
     config = resolved.config
     dataset = open_dataset(config.data, seed=config.train.seed, announce=print)
-    with _start(config) as runtime:
-        sampler = _agree(config, dataset, runtime)
-        model, reduction, optimizer = _build(config, dataset, runtime)
+    with join(config) as runtime:
+        witness = Witness()
+        parts = build_parts(config, dataset, runtime, Observers((witness,)))
+        model = parts.model
         gradients: list[torch.Tensor] = []
 
         def look(optimizer: torch.optim.Optimizer, *_: Any) -> None:
             gradients[:] = [p.grad.flatten().cpu() for p in model.parameters() if p.grad is not None]
 
-        optimizer.register_step_pre_hook(look)
-        witness = Witness()
-        parts = Parts(
-            config=config,
-            dataset=dataset,
-            runtime=runtime,
-            sampler=sampler,
-            batches=_batches(config, dataset, runtime),
-            model=model,
-            reduction=reduction,
-            optimizer=optimizer,
-            stepper=Stepper(optimizer),
-            observers=Observers((witness,)),
-            save=lambda progress: None,
-        )
+        parts.optimizer.register_step_pre_hook(look)
         loop.train(parts, Progress())
         if runtime.rank == 0:
             record = {
@@ -151,11 +138,31 @@ class Witness(Observer):
         self.metrics = [report.test_loss, report.test_accuracy]
 
 
-def _start(config: Config) -> contextlib.AbstractContextManager[Runtime]:
+def join(config: Config) -> contextlib.AbstractContextManager[Runtime]:
+    """Join the group of processes as a config asks for it. Every rank; `runtime.start` has the errors."""
     options = config.train
     exact = options.reduction == "exact"
     threads = options.threads or (1 if exact else None)
     return start(device=options.device, precision=options.precision, threads=threads, deterministic=exact)
+
+
+def build_parts(config: Config, dataset: Dataset, runtime: Runtime, observers: Observers) -> Parts:
+    """Build what the loop works with, for steps of which nothing is kept: `save` writes nothing. Every rank."""
+    sampler = _agree(config, dataset, runtime)
+    model, reduction, optimizer = _build(config, dataset, runtime)
+    return Parts(
+        config=config,
+        dataset=dataset,
+        runtime=runtime,
+        sampler=sampler,
+        batches=_batches(config, dataset, runtime),
+        model=model,
+        reduction=reduction,
+        optimizer=optimizer,
+        stepper=Stepper(optimizer),
+        observers=observers,
+        save=lambda progress: None,
+    )
 
 
 def _agree(config: Config, dataset: Dataset, runtime: Runtime) -> Sampler:

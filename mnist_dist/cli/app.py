@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mnist_dist.cli import checks, configs, data, doctor, launch, results, training
+from mnist_dist.cli import bench, checks, configs, data, doctor, launch, results, training
 
 app = typer.Typer(
     name="mnist-dist",
@@ -21,6 +21,7 @@ app.command("evaluate")(results.evaluate)
 app.command("predict")(results.predict)
 app.command("show")(results.show)
 app.command("verify")(checks.verify)
+app.command("bench")(bench.bench)
 app.command("doctor")(doctor.doctor)
 app.command("monitor")(results.monitor)
 app.add_typer(data.app, name="data")

@@ -222,7 +222,7 @@ def _supervise(resolved: Resolved, folder: RunFolder, group: Group, restarts: Re
     threads = options.threads or (1 if options.reduction == "exact" else None)
     try:
         # The ranks import torch while the pictures are decoded.
-        code = run_local(replace(group, threads=threads), restarts, lambda: _open_data(resolved, err=as_json))
+        code = run_local(replace(group, threads=threads), restarts, lambda: open_data(resolved, err=as_json))
     except MnistDistError as error:
         if error.exit_code in (ConfigError.exit_code, DataError.exit_code):
             folder.remove_unstarted()
@@ -254,7 +254,7 @@ def _work(resolved: Resolved, run: Path | None, *, resume: bool, init_from: Path
         typer.echo(json.dumps(result.to_json()))
 
 
-def _open_data(resolved: Resolved, *, err: bool) -> None:
+def open_data(resolved: Resolved, *, err: bool) -> None:
     """Decode the pictures where that was not done yet, and find what is wrong with them or their number."""
     from mnist_dist.config import EMBEDDED_DIGITS
 

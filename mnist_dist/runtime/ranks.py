@@ -107,9 +107,13 @@ class Runtime:
     def sum(self, values: Tensor) -> Tensor:
         """Add a tensor up over ranks, into a new one. Every rank."""
         total = values.clone()
-        if self.ranks > 1:
-            torch.distributed.all_reduce(total)
+        self.sum_in_place(total)
         return total
+
+    def sum_in_place(self, values: Tensor) -> None:
+        """Add a tensor up over ranks. Every rank."""
+        if self.ranks > 1:
+            torch.distributed.all_reduce(values)
 
     def gather(self, values: Tensor) -> list[Tensor]:
         """Collect a tensor of the same shape from every rank, in the ranks' order. Every rank."""

@@ -16,7 +16,7 @@ code = _run()
 print("MODULES", code, *(name for name in ("torch", "torchvision", "accelerate", "tensorboard") if name in sys.modules))
 """
 
-COMMANDS = ["train", "evaluate", "predict", "show", "monitor", "doctor", "data", "data import", "data check",
+COMMANDS = ["train", "evaluate", "predict", "show", "monitor", "bench", "doctor", "data", "data import", "data check",
             "data stats", "launch local", "launch torchrun", "launch accelerate", "launch slurm", "launch kubernetes",
             "config", "config list", "config show", "config validate"]  # fmt: skip
 
@@ -38,6 +38,8 @@ COMMANDS = ["train", "evaluate", "predict", "show", "monitor", "doctor", "data",
         ("train --processes 3", 2),
         ("train --config nothing", 2),
         ("monitor nowhere", 2),
+        ("bench --processes 3", 2),
+        ("bench --data nowhere", 3),
         ("launch local -n 2 --dry-run -- train", 0),
         ("launch local -n 2 -- true", 0),
         ("launch torchrun --dry-run -- train --run r", 0),

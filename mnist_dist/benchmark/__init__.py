@@ -1,0 +1,1 @@
+"""How fast this machine trains, where the time of a step goes, and what would change it."""

@@ -1,0 +1,152 @@
+"""`bench`: how fast a config trains on this machine, what holds it back, and what would change that."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from mnist_dist.benchmark.plan import Plan
+    from mnist_dist.benchmark.report import Report
+    from mnist_dist.config import Config, Resolved
+    from mnist_dist.config.schema import Train
+
+ON_CPUS = 2
+"""Processes that are tried where nothing else was said and no GPU is there."""
+
+
+def bench(
+    config: Annotated[
+        str | None, typer.Option(help="A preset (`config list`) or a YAML file.", show_default="its defaults")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="Folder with train/CLASS/* and test/CLASS/*.")] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            "--processes", "-n", min=1, help="Measure 1, 2, 4, ... up to so many.", show_default="all GPUs, or 2"
+        ),
+    ] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda", "mps"] | None, typer.Option(help="train.device.")] = None,
+    precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"] | None, typer.Option(help="train.precision.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.01, help="For each measurement, after its warm-up.")] = 3.0,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any config key; repeatable.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    output: Annotated[Path | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Measure images a second, where a step's time goes, scaling over processes, and suggest one thing."""
+    from mnist_dist.cli.processes import this_worker
+    from mnist_dist.cli.training import QUICK, resolve
+
+    flags = {
+        "data.root": ("--data", data),
+        "train.device": ("--device", device),
+        "train.precision": ("--precision", precision),
+    }
+    resolved, source = resolve(config, set_, flags)
+    worker = this_worker(None)
+    if worker is not None:
+        assert output is not None
+        _work(resolved.config, worker.ranks, seconds, output)
+        return
+    plan = _plan(resolved.config.train, processes)
+    if source == QUICK != config:
+        typer.echo("No folder Dataset here: measuring on the 1,797 embedded digits (preset quick).", err=True)
+    if sys.stderr.isatty():
+        typer.echo("Measuring; other programs that work meanwhile spoil the figures ...", err=True)
+    report = _measure(resolved, plan, seconds)
+    if as_json:
+        typer.echo(json.dumps(asdict(report)))
+        return
+    from rich.console import Console
+
+    from mnist_dist.benchmark.table import print_report
+
+    # Where no terminal sets a width, each sentence has one line, for grep and logs.
+    print_report(report, Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 1000))
+
+
+def _plan(options: Train, processes: int | None) -> Plan:
+    """Plan the measurements.
+
+    Raises:
+        ConfigError: There are not so many GPUs, or they cannot share the global batch.
+    """
+    from mnist_dist.benchmark.plan import make_plan, shareable
+    from mnist_dist.cli.processes import choose_ranks
+    from mnist_dist.machine import allowed_cpus, visible_gpus
+
+    usual = choose_ranks(None, options.device)
+    most = choose_ranks(processes, options.device)
+    has_gpu = options.device in ("cuda", "mps") or (
+        options.device == "auto" and (visible_gpus() > 0 or sys.platform == "darwin")
+    )
+    if processes is None and not has_gpu:
+        most = ON_CPUS
+    counts = shareable(options, most, asked=processes is not None)
+    threads = {ranks: _threads(options, ranks) for ranks in counts}
+    return make_plan(options, usual=usual, threads=threads, cpus=None if has_gpu else allowed_cpus())
+
+
+def _threads(options: Train, ranks: int) -> int:
+    """Share the CPUs as `train` does."""
+    from mnist_dist.machine import allowed_cpus
+
+    if options.threads is not None or options.reduction == "exact":
+        return options.threads or 1
+    variable = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]  # a list is for nested threads
+    return int(variable) if variable.isdigit() else max(1, allowed_cpus() // ranks)
+
+
+def _measure(resolved: Resolved, plan: Plan, seconds: float) -> Report:
+    """Start one group of processes after the other; exits with their code if they fail."""
+    from mnist_dist.benchmark.load import Moment, others_between
+    from mnist_dist.benchmark.records import Record, write_cases
+    from mnist_dist.benchmark.report import Surroundings, assemble
+    from mnist_dist.cli.processes import own_group
+    from mnist_dist.cli.training import open_data
+    from mnist_dist.launch.local import run_local
+    from mnist_dist.machine import allowed_cpus
+
+    records = {}
+    before = Moment.now()
+    with tempfile.TemporaryDirectory(prefix="mnist-dist-") as folder:
+        for ranks in plan.counts:
+            file = Path(folder) / f"{ranks}.json"
+            write_cases(plan.cases(ranks), file)
+            group = own_group(ranks=ranks, threads=plan.base[ranks].threads, extra=("--output", str(file)))
+            code = run_local(group, meanwhile=lambda: open_data(resolved, err=True))
+            if code:
+                raise typer.Exit(code)
+            records[ranks] = Record.read(file)
+    after = Moment.now()
+    return assemble(
+        resolved.config,
+        plan,
+        records,
+        Surroundings(
+            cpus=allowed_cpus(),
+            machine_cpus=os.cpu_count() or 1,
+            others=others_between(before, after) if before and after else None,
+            seconds_each=seconds,
+        ),
+    )
+
+
+def _work(config: Config, ranks: int, seconds: float, file: Path) -> None:
+    """Measure as one rank; the file holds the cases, and the record after that."""
+    from mnist_dist.benchmark.ranks import measure_alone, measure_together
+    from mnist_dist.benchmark.records import read_cases
+    from mnist_dist.lean import leave_out_compiler
+
+    leave_out_compiler()  # as in training
+    measure = measure_alone if ranks == 1 else measure_together
+    measure(config, read_cases(file), seconds, file)
