@@ -23,6 +23,8 @@ from typing import Any
 from commands import run_command
 from summary import describe_machine, machine_text, markdown_table, mean_interval, spread_of, versions_text
 
+from mnist_dist.machine import allowed_cpus
+
 PLAIN_SCRIPT = Path(__file__).parent / "peers" / "plain.py"
 PLAIN = "plain PyTorch, one epoch"
 
@@ -141,7 +143,9 @@ def _train_ours(config: str, seed: int, options: argparse.Namespace) -> Measurem
 
 
 def _train_plain(seed: int, options: argparse.Namespace) -> Measurement:
-    ended = run_command([sys.executable, PLAIN_SCRIPT, "--data", options.data, "--seed", seed, "--evaluate"])
+    workers = options.plain_workers
+    words = [sys.executable, PLAIN_SCRIPT, "--data", options.data, "--seed", seed, "--evaluate", "--workers", workers]
+    ended = run_command([*words, "--threads", max(1, allowed_cpus() - workers)])
     report = json.loads(ended.out.splitlines()[-1])
     return Measurement(
         name=PLAIN,
@@ -168,6 +172,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any config key; repeatable")
     parser.add_argument("--seeds", type=int, default=10, help="runs of each config, with seeds 0, 1, 2, ...")
     parser.add_argument("--plain-runs", type=int, default=5, help="of the plain loop, at most one for each seed")
+    parser.add_argument(
+        "--plain-workers", type=int, default=0, help="its decoding processes; they get cores of their own"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     if not (options.data / "train").is_dir():
