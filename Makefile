@@ -1,8 +1,11 @@
 # `make train` and `make test` set everything up in .venv; nothing else is touched.
 PYTHON ?= python3
 BIN := .venv/bin
+# Of the benchmark:
+DATA ?= Dataset
+CONFIG ?= fast
 
-.PHONY: train test lint clean
+.PHONY: train test lint benchmark clean
 .DELETE_ON_ERROR:
 
 train: .venv/installed
@@ -17,6 +20,12 @@ lint: .venv/installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Less than half an hour where nothing else runs; QUICK=1 for a first look.
+benchmark: .venv/installed-benchmark
+	$(BIN)/python benchmarks/compare.py --data $(DATA) --output docs/speed $(if $(QUICK),--rounds 1 --limit 3200)
+	$(BIN)/python benchmarks/time_to_accuracy.py --data $(DATA) --config $(CONFIG) --output docs/speed \
+	  $(if $(QUICK),--seeds 3 --plain-runs 1)
+
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --editable .
@@ -24,6 +33,10 @@ lint: .venv/installed-dev
 
 .venv/installed-dev: pyproject.toml .venv/installed
 	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+.venv/installed-benchmark: pyproject.toml .venv/installed
+	$(BIN)/pip install --quiet --editable '.[benchmark]'
 	touch $@
 
 clean:

@@ -1,0 +1,56 @@
+"""The benchmarks run from end to end on a tiny set, and say what they were run with."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def benchmark(tmp_path, folder_of):
+    data = folder_of(tmp_path / "pictures")
+
+    def run(script, *words):
+        ended = subprocess.run(
+            [sys.executable, BENCHMARKS / script, "--data", data, "--output", tmp_path / "out", *map(str, words)],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout
+
+    return run
+
+
+def test_compare_writes_a_table_a_chart_and_every_measurement(benchmark, tmp_path):
+    names = ("mnist-dist train", "PyTorch, tensors in memory")
+    only = [word for name in names for word in ("--only", name)]
+    printed = benchmark("compare.py", "--rounds", 1, "--batches", 8, "--limit", 20, *only)
+    record = json.loads((tmp_path / "out" / "speed.json").read_text())
+    assert [row["name"] for row in record["measurements"]] == list(names)
+    assert all(row["images_per_second"] > 0 for row in record["measurements"])
+    assert record["summary"][1]["ours_over_this"] > 0
+    assert record["machine"]["cores"] >= 1
+    assert "--rounds 1" in record["command"]
+    page = (tmp_path / "out" / "speed.md").read_text()
+    assert f"| {names[1]} |" in page
+    assert f"| {names[1]} |" in printed
+    assert record["machine"]["versions"]["torch"] in page
+    assert len(list(ElementTree.parse(tmp_path / "out" / "speed.svg").iter("{http://www.w3.org/2000/svg}path"))) == 2
+
+
+def test_time_to_accuracy_decodes_in_every_run_and_leaves_the_pictures_alone(benchmark, tmp_path):
+    smallest = ("--set", "train.epochs=1", "--set", "train.global_batch=8")
+    benchmark("time_to_accuracy.py", "--config", "baseline", *smallest, "--seeds", 1, "--plain-runs", 1)
+    record = json.loads((tmp_path / "out" / "time-to-accuracy.json").read_text())
+    ours, plain = record["measurements"]
+    assert (ours["name"], ours["seed"], ours["evaluation_seconds"]) == ("baseline", 0, None)
+    assert 0 < plain["evaluation_seconds"] < plain["seconds"]
+    assert "plain PyTorch, one epoch" in (tmp_path / "out" / "time-to-accuracy.md").read_text()
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["test", "train"]
