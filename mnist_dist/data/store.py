@@ -11,13 +11,15 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 import numpy as np
 from filelock import FileLock
@@ -25,15 +27,18 @@ from numpy.lib.format import header_data_from_array_1_0, write_array_header_1_0
 from numpy.typing import DTypeLike, NDArray
 
 from mnist_dist import heartbeat
-from mnist_dist.data.pictures import decode_all
+from mnist_dist.data.pictures import Chunk, Keep, decode_all, hand_over
 from mnist_dist.data.sources import Listing, Pictures
 from mnist_dist.errors import DataError
 
 FORMAT = 1
 FOLDER = ".mnist-dist"
 ANNOUNCE_SECONDS = 5.0
+MOMENTS_VALUES = 1 << 18
+"""So many pixel values are summed up at once, so that they stay in the processor's cache."""
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.ENOTSUP}
 
+T = TypeVar("T")
 Announce = Callable[[str], None]
 
 
@@ -94,9 +99,13 @@ def open_or_build(listing: Listing, image_size: int, channels: int, announce: An
 def moments_of(images: NDArray[np.uint8]) -> NDArray[np.uint64]:
     """Sum each picture's pixels and their squares, per channel: `(N, C, H, W)` to `(N, C, 2)`."""
     values = images.reshape(*images.shape[:2], -1)
-    sums = values.sum(axis=-1, dtype=np.uint64)
-    squares = np.square(values, dtype=np.uint16).sum(axis=-1, dtype=np.uint64)
-    return np.stack([sums, squares], axis=-1)
+    moments = np.empty((*values.shape[:2], 2), np.uint64)
+    size = max(1, MOMENTS_VALUES // values[0].size) if len(values) else 1
+    for start in range(0, len(values), size):
+        some = values[start : start + size].astype(np.uint16)
+        moments[start : start + size, :, 0] = some.sum(axis=-1, dtype=np.uint64)
+        moments[start : start + size, :, 1] = np.square(some, out=some).sum(axis=-1, dtype=np.uint64)
+    return moments
 
 
 def _build_locked(listing: Listing, home: Path, name: str, image_size: int, channels: int, announce: Announce) -> Store:
@@ -126,13 +135,13 @@ def _build(listing: Listing, folder: Path, image_size: int, channels: int, annou
     digest = _identity(listing.classes)
     for split, pictures in listing.splits.items():
         moments = []
-        with _array_file(
-            folder / f"{split}-images.npy", (len(pictures.files), channels, image_size, image_size)
-        ) as file:
-            for images in _readable(listing.root, pictures, image_size, channels, announce):
-                file.write(images.tobytes())
-                digest.update(images.data)
-                moments.append(moments_of(images))
+        path, shape = folder / f"{split}-images.npy", (len(pictures.files), channels, image_size, image_size)
+        with _array_file(path, shape) as file:
+            write = partial(_write, path, _reserve(file, math.prod(shape)))
+            images = np.load(path, mmap_mode="r")
+            for chunk in _readable(listing.root, pictures, image_size, channels, announce, write):
+                digest.update(images[chunk.start : chunk.start + chunk.pictures].data)
+                moments.append(chunk.kept)
         digest.update(pictures.labels.data)
         for name, array in (("labels", pictures.labels), ("moments", np.concatenate(moments))):
             with _array_file(folder / f"{split}-{name}.npy", array.shape, array.dtype) as file:
@@ -148,6 +157,24 @@ def _build(listing: Listing, folder: Path, image_size: int, channels: int, annou
     return time.monotonic() - started
 
 
+def _reserve(file: IO[bytes], length: int) -> int:
+    """Let a file with nothing but a header be so many bytes longer, and say where they begin."""
+    file.flush()
+    offset = file.tell()
+    file.truncate(offset + length)
+    return offset
+
+
+def _write(path: Path, offset: int, start: int, images: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """Write a chunk to its place in the file, from whichever process has decoded it, and hand over its moments."""
+    with path.open("r+b", buffering=0) as file:  # not through a memory map: that cannot say that the disk is full
+        file.seek(offset + start * images[0].size)
+        rest = images.data.cast("B")
+        while rest:
+            rest = rest[file.write(rest) :]
+    return moments_of(images)
+
+
 @contextlib.contextmanager
 def _array_file(path: Path, shape: tuple[int, ...], dtype: DTypeLike = np.uint8) -> Iterator[IO[bytes]]:
     """Open a .npy file whose values are written afterwards, and sync it at the end."""
@@ -161,7 +188,8 @@ def _array_file(path: Path, shape: tuple[int, ...], dtype: DTypeLike = np.uint8)
 def _decode_to_memory(listing: Listing, image_size: int, channels: int, announce: Announce) -> Store:
     splits = {}
     for split, pictures in listing.splits.items():
-        images = np.concatenate(list(_readable(listing.root, pictures, image_size, channels, announce)))
+        chunks = _readable(listing.root, pictures, image_size, channels, announce, hand_over)
+        images = np.concatenate([chunk.kept for chunk in chunks])
         splits[split] = in_memory(images, pictures.labels, pictures.files)
     return from_arrays(listing.classes, splits, "in memory")
 
@@ -181,20 +209,20 @@ def from_arrays(classes: tuple[str, ...], splits: dict[str, Stored], state: str)
 
 
 def _readable(
-    root: Path, pictures: Pictures, image_size: int, channels: int, announce: Announce
-) -> Iterator[NDArray[np.uint8]]:
+    root: Path, pictures: Pictures, image_size: int, channels: int, announce: Announce, keep: Keep[T]
+) -> Iterator[Chunk[T]]:
     """Yield the decoded chunks of a split; raise after its last one if any picture could not be read."""
     unreadable: list[tuple[str, str]] = []
     done = 0
     announced = time.monotonic()
-    for images, failures in decode_all(root, pictures.files, image_size, channels):
+    for chunk in decode_all(root, pictures.files, image_size, channels, keep):
         heartbeat.beat()
-        unreadable += failures
-        done += len(images)
+        unreadable += chunk.unreadable
+        done += chunk.pictures
         if time.monotonic() - announced > ANNOUNCE_SECONDS:
             announced = time.monotonic()
             announce(f"  {done:,} of {len(pictures.files):,}")
-        yield images
+        yield chunk
     if unreadable:
         some = "; ".join(f"{root / file} ({reason})" for file, reason in unreadable[:5])
         more = f"; and {len(unreadable) - 5} more" if len(unreadable) > 5 else ""
