@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from mnist_dist.progress import Progress
 from mnist_dist.reduction import Ddp, Exact
 from mnist_dist.reports import EpochReport, Evaluation, Plan, Result, StepReport
 from mnist_dist.runtime import Runtime, start
+from mnist_dist.worker import group_folder_of
 
 
 def train(
@@ -57,7 +59,10 @@ def train(
     console = console or Console()
     config = resolved.config
     dataset = open_dataset(
-        config.data, seed=config.train.seed, announce=lambda line: console.print(line, soft_wrap=True)
+        config.data,
+        seed=config.train.seed,
+        announce=lambda line: console.print(line, soft_wrap=True),
+        group=group_folder_of(os.environ),
     )
     with _start(config) as runtime, contextlib.ExitStack() as stack:
         resolved = _settle(resolved, runtime)

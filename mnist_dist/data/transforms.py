@@ -42,7 +42,7 @@ class Batches:
     ) -> None:
         self._images = torch.from_numpy(split.stored.images)  # (N, C, H, W) uint8, mapped
         self._labels = torch.from_numpy(split.stored.labels)
-        self._rows = torch.from_numpy(split.rows)
+        self._rows = None if split.rows is None else torch.from_numpy(split.rows)
         self._device = device
         self._normalise = Normalise(mean=mean, std=std, device=device)
         self._augmentation = augmentation if augmentation and augmentation.active else None
@@ -58,7 +58,9 @@ class Batches:
         Returns:
             `(B, C, H, W)` float32 normalised pixels and `(B,)` int64 labels, both on the device.
         """
-        rows = self._rows[torch.from_numpy(images)]
+        rows = torch.from_numpy(images)
+        if self._rows is not None:
+            rows = self._rows[rows]
         pixels = self._images.index_select(0, rows).to(self._device, non_blocking=True)  # (B, C, H, W)
         labels = self._labels.index_select(0, rows).to(self._device, non_blocking=True)
         if self._augmentation is not None and epochs is not None:
