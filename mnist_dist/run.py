@@ -16,7 +16,8 @@ from mnist_dist import archive, signals
 from mnist_dist import train as loop
 from mnist_dist.config import Config, Resolved
 from mnist_dist.data import Dataset, Sampler, open_dataset
-from mnist_dist.data.transforms import Batches
+from mnist_dist.data.residency import bytes_of, choose_residency
+from mnist_dist.data.transforms import Batches, Gather
 from mnist_dist.errors import DeviceMemoryError, StoppedError
 from mnist_dist.folder import RunFolder, default_run_folder
 from mnist_dist.models import build_model, count_parameters
@@ -187,12 +188,22 @@ def _build(config: Config, dataset: Dataset, runtime: Runtime) -> tuple[nn.Modul
 
 
 def _batches(config: Config, dataset: Dataset, runtime: Runtime) -> dict[str, Batches]:
+    """Give every split its batches. Every rank: all keep their pixels in the same kind of place."""
+    stored = {id(split.stored): split.stored for split in dataset.splits.values()}
+    residency = choose_residency(
+        config.data.residency,
+        device=runtime.device.type,
+        needed_bytes=bytes_of(stored.values()),
+        least_free_bytes=-runtime.maximum(-runtime.free_bytes()),
+    )
+    gathers = {key: Gather(split, runtime.device, residency) for key, split in stored.items()}
     return {
         name: Batches(
             split,
             mean=dataset.mean,
             std=dataset.std,
             device=runtime.device,
+            gather=gathers[id(split.stored)],
             augmentation=config.data.augment if name == "train" else None,
             seed=config.train.seed,
         )

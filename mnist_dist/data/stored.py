@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import mmap
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from numpy.typing import NDArray
 FORMAT = 2
 INDEX = "index.json"
 """Written last: a folder without it is no store."""
+FEW_BYTES = 1 << 30
+"""So many are read ahead as a whole."""
 MOMENTS_VALUES = 1 << 18
 """So many pixel values are summed up at once, so that they stay in the processor's cache."""
 
@@ -152,6 +155,17 @@ def map_array(folder: Path, split: str, name: str) -> NDArray[Any]:
     """Map one of a store's arrays into memory."""
     array: NDArray[Any] = np.load(array_path(folder, split, name), mmap_mode="c")
     return array
+
+
+def advise(images: NDArray[np.uint8], *, whole: bool = False) -> None:
+    """Tell the kernel how mapped pixels will be read: else it reads 128 kB for each picture that is not in memory yet.
+
+    Args:
+        images: Of a store; nothing is done where they are not mapped, or the system takes no advice.
+        whole: They will all be read at once; otherwise at random, which for few is all soon.
+    """
+    if isinstance(images.base, mmap.mmap) and hasattr(mmap, "MADV_RANDOM"):
+        images.base.madvise(mmap.MADV_WILLNEED if whole or images.nbytes <= FEW_BYTES else mmap.MADV_RANDOM)
 
 
 def array_path(folder: Path, split: str, name: str) -> Path:
