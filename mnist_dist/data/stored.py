@@ -158,7 +158,7 @@ def map_array(folder: Path, split: str, name: str) -> NDArray[Any]:
 
 
 def advise(images: NDArray[np.uint8], *, whole: bool = False) -> None:
-    """Tell the kernel how mapped pixels will be read: else it reads 128 kB for each picture that is not in memory yet.
+    """Tell the kernel how mapped pixels will be read: else it reads far ahead (128 kB, or megabytes) of each picture.
 
     Args:
         images: Of a store; nothing is done where they are not mapped, or the system takes no advice.
