@@ -8,6 +8,7 @@ anything is unusual, the public `step` does the work, with the same bits.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, optim
@@ -45,18 +46,14 @@ class Stepper:
 def _kernel(optimizer: optim.Optimizer, parameters: list[Tensor]) -> Update | None:
     """Find the kernel that does what the optimizer's `step` would do from its second step on."""
     state, group = optimizer.state, optimizer.param_groups[0]
-    function = getattr(torch, KERNELS.get(type(optimizer), ""), None)
-    unusual = (
-        function is None
-        or len(optimizer.param_groups) > 1
-        or not group["fused"]
-        or any(
-            tensor.device.type != "cpu" or tensor not in state or tensor.dtype != torch.float32 for tensor in parameters
-        )
-        or optimizer._optimizer_step_pre_hooks
-        or optimizer._optimizer_step_post_hooks
-    )
-    if unusual:
+    function: Any = getattr(torch, KERNELS.get(type(optimizer), ""), None)
+    if function is None or len(optimizer.param_groups) > 1 or not group["fused"]:
+        return None
+    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+        return None
+    if any(
+        tensor.device.type != "cpu" or tensor.dtype != torch.float32 or tensor not in state for tensor in parameters
+    ):
         return None
 
     if isinstance(optimizer, optim.SGD):

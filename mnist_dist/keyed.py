@@ -17,6 +17,9 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 
+FEISTEL_ROUNDS = 8
+"""Even: the halves take turns."""
+
 
 class Purpose(IntEnum):
     """What a hash is drawn for: the first key, so that no two uses share their values."""
@@ -51,12 +54,55 @@ def keyed_uniform(purpose: Purpose, *keys: ArrayLike) -> NDArray[np.float64]:
 
 
 def keyed_permutation(purpose: Purpose, count: int, *keys: int) -> NDArray[np.int64]:
-    """Permute 0..count-1 by sorting a keyed hash of each index.
+    """Permute 0..count-1 by sorting a keyed hash of each index: any permutation is as likely as any other.
 
-    Costs 5 ms for 60,000 indices, about a second for six million.
+    Costs 5 ms for 60,000 indices, about a second for six million; `permuted` is for those.
     """
     hashes = keyed_hash(purpose, *keys, np.arange(count, dtype=np.uint64))
     return np.argsort(hashes, kind="stable")
+
+
+def permuted(positions: NDArray[np.int64], purpose: Purpose, count: int, *keys: int) -> NDArray[np.int64]:
+    """Look up some places of a keyed permutation of 0..count-1, which is never laid out as a whole.
+
+    A Feistel network permutes the numbers below the next power of two, and whatever comes out too large goes through
+    it again until it is not ("cycle walking"). Both, and why that is a permutation: J. Black and P. Rogaway, "Ciphers
+    with arbitrary finite domains", CT-RSA 2002. Costs as much at any count. For a shuffle, not for secrets; and
+    not for a few images, of which it prefers some orders to others.
+
+    Args:
+        positions: In [0, count).
+        purpose: As for `keyed_hash`.
+        count: At least 2.
+        keys: As for `keyed_hash`.
+    """
+    bits = max(2, (count - 1).bit_length())
+    round_keys = keyed_hash(purpose, *keys, np.arange(FEISTEL_ROUNDS)) >> np.uint64(32)
+    images = _feistel(positions.astype(np.uint64), bits, round_keys)
+    while len(beyond := np.flatnonzero(images >= count)):
+        images[beyond] = _feistel(images[beyond], bits, round_keys)
+    return images.astype(np.int64)
+
+
+def _feistel(values: NDArray[np.uint64], bits: int, round_keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Permute numbers of so many bits: each round changes one half by a hash of the other, so it can be undone."""
+    low_bits = bits // 2
+    low = (values & np.uint64((1 << low_bits) - 1)).astype(np.uint32)
+    high = (values >> np.uint64(low_bits)).astype(np.uint32)
+    for low_key, high_key in round_keys.astype(np.uint32).reshape(-1, 2):
+        low ^= _mix_32(high ^ low_key) >> np.uint32(32 - low_bits)
+        high ^= _mix_32(low ^ high_key) >> np.uint32(32 - (bits - low_bits))
+    return high.astype(np.uint64) << np.uint64(low_bits) | low
+
+
+def _mix_32(values: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """Hash 32-bit numbers, in place: the finaliser of MurmurHash3 (A. Appleby, 2008)."""
+    values ^= values >> np.uint32(16)
+    values *= np.uint32(0x85EBCA6B)
+    values ^= values >> np.uint32(13)
+    values *= np.uint32(0xC2B2AE35)
+    values ^= values >> np.uint32(16)
+    return values
 
 
 def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:

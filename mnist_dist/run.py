@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from mnist_dist import archive, signals
 from mnist_dist import train as loop
 from mnist_dist.config import Config, Resolved
 from mnist_dist.data import Dataset, Sampler, open_dataset
-from mnist_dist.data.transforms import Batches
+from mnist_dist.data.residency import bytes_of, choose_residency
+from mnist_dist.data.transforms import Batches, Gather
 from mnist_dist.errors import DeviceMemoryError, StoppedError
 from mnist_dist.folder import RunFolder, default_run_folder
 from mnist_dist.fused import Stepper
@@ -30,6 +32,7 @@ from mnist_dist.progress import Progress
 from mnist_dist.reduction import Ddp, Exact
 from mnist_dist.reports import EpochReport, Evaluation, Plan, Result, StepReport
 from mnist_dist.runtime import Runtime, start
+from mnist_dist.worker import group_folder_of
 
 
 def train(
@@ -58,7 +61,10 @@ def train(
     console = console or Console()
     config = resolved.config
     dataset = open_dataset(
-        config.data, seed=config.train.seed, announce=lambda line: console.print(line, soft_wrap=True)
+        config.data,
+        seed=config.train.seed,
+        announce=lambda line: console.print(line, soft_wrap=True),
+        group=group_folder_of(os.environ),
     )
     with join(config) as runtime, contextlib.ExitStack() as stack:
         resolved = _settle(resolved, runtime)
@@ -192,12 +198,22 @@ def _build(config: Config, dataset: Dataset, runtime: Runtime) -> tuple[nn.Modul
 
 
 def _batches(config: Config, dataset: Dataset, runtime: Runtime) -> dict[str, Batches]:
+    """Give every split its batches. Every rank: all keep their pixels in the same kind of place."""
+    stored = {id(split.stored): split.stored for split in dataset.splits.values()}
+    residency = choose_residency(
+        config.data.residency,
+        device=runtime.device.type,
+        needed_bytes=bytes_of(stored.values()),
+        least_free_bytes=-runtime.maximum(-runtime.free_bytes()),
+    )
+    gathers = {key: Gather(split, runtime.device, residency) for key, split in stored.items()}
     return {
         name: Batches(
             split,
             mean=dataset.mean,
             std=dataset.std,
             device=runtime.device,
+            gather=gathers[id(split.stored)],
             augmentation=config.data.augment if name == "train" else None,
             seed=config.train.seed,
         )

@@ -37,6 +37,11 @@ class GroupFolder:
         """The ranks' signs of life."""
         return self.path / "heartbeats"
 
+    @property
+    def word(self) -> Path:
+        """What the launcher does for all ranks while they start: absent if nothing, empty until it is done."""
+        return self.path / "word.json"
+
     def failure(self, rank: int) -> Path:
         """What a rank says about its own failure."""
         return self.path / f"failure-{rank}.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import sys
 import time
@@ -45,6 +46,7 @@ from mnist_dist.errors import ConfigError
 from mnist_dist.models import count_parameters
 from mnist_dist.run import join
 from mnist_dist.runtime import Runtime
+from mnist_dist.worker import group_folder_of
 
 SIZES = tuple(4096 * 8**power for power in range(5))
 """Bytes of the tensors that are exchanged: 4 KiB to 16 MiB, and besides them the gradient's."""
@@ -172,7 +174,12 @@ def _describe(series: Series, runtime: Runtime) -> Record:
 
 
 def _open(config: Config) -> Dataset:
-    return open_dataset(config.data, seed=config.train.seed, announce=lambda line: print(line, file=sys.stderr))
+    return open_dataset(
+        config.data,
+        seed=config.train.seed,
+        announce=lambda line: print(line, file=sys.stderr),
+        group=group_folder_of(os.environ),
+    )
 
 
 def _computes(precision: str, device: str) -> bool:

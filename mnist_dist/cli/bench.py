@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -123,7 +124,7 @@ def _measure(resolved: Resolved, plan: Plan, seconds: float) -> Report:
             file = Path(folder) / f"{ranks}.json"
             write_cases(plan.cases(ranks), file)
             group = own_group(ranks=ranks, threads=plan.base[ranks].threads, extra=("--output", str(file)))
-            code = run_local(group, meanwhile=lambda: open_data(resolved, err=True))
+            code = run_local(group, meanwhile=partial(open_data, resolved, err=True))
             if code:
                 raise typer.Exit(code)
             records[ranks] = Record.read(file)

@@ -44,14 +44,14 @@ def import_(
 @app.command("check")
 def check(root: Root = Path("Dataset"), as_json: Json = False) -> None:
     """Decode every picture and list each file that cannot be read or would be ignored; exit 3 if one is bad."""
-    from mnist_dist.data.pictures import decode_all
+    from mnist_dist.data.pictures import decode_all, discard
     from mnist_dist.data.sources import is_picture, scan, walk
 
     listing = scan(root)
     unreadable: dict[str, str] = {}
     for pictures in listing.splits.values():
-        for _, failures in decode_all(root, pictures.files, image_size=8, channels=1):
-            unreadable |= dict(failures)
+        for chunk in decode_all(root, pictures.files, image_size=8, channels=1, keep=discard):
+            unreadable |= dict(chunk.unreadable)
     ignored = sorted(
         entry.path for split in listing.splits for entry in walk(root / split) if not is_picture(entry.name)
     )

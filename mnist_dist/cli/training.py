@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from mnist_dist.folder import RunFolder
     from mnist_dist.launch.group import Group
     from mnist_dist.launch.local import Restarts
+    from mnist_dist.worker import GroupFolder
 
 QUICK = "quick"
 RESUMABLE = (1, StorageError.exit_code, WorkerError.exit_code, DeviceMemoryError.exit_code)
@@ -222,7 +224,8 @@ def _supervise(resolved: Resolved, folder: RunFolder, group: Group, restarts: Re
     threads = options.threads or (1 if options.reduction == "exact" else None)
     try:
         # The ranks import torch while the pictures are decoded.
-        code = run_local(replace(group, threads=threads), restarts, lambda: open_data(resolved, err=as_json))
+        meanwhile = partial(open_data, resolved, err=as_json)
+        code = run_local(replace(group, threads=threads), restarts, meanwhile)
     except MnistDistError as error:
         if error.exit_code in (ConfigError.exit_code, DataError.exit_code):
             folder.remove_unstarted()
@@ -254,17 +257,20 @@ def _work(resolved: Resolved, run: Path | None, *, resume: bool, init_from: Path
         typer.echo(json.dumps(result.to_json()))
 
 
-def open_data(resolved: Resolved, *, err: bool) -> None:
-    """Decode the pictures where that was not done yet, and find what is wrong with them or their number."""
+def open_data(resolved: Resolved, group: GroupFolder, *, err: bool) -> None:
+    """Look whether the pictures have changed, decode them if so, and tell the ranks which store to open."""
     from mnist_dist.config import EMBEDDED_DIGITS
+    from mnist_dist.data.approval import approve
 
     if resolved.config.data.root == EMBEDDED_DIGITS:
-        return  # nothing to decode
+        approve(group, None, "")  # they are in the package
+        return
     from mnist_dist.data import Sampler, open_dataset
 
     options = resolved.config.train
     dataset = open_dataset(resolved.config.data, seed=options.seed, announce=lambda line: typer.echo(line, err=err))
     Sampler(images=len(dataset.train), global_batch=options.global_batch, seed=options.seed)
+    approve(group, dataset.folder, dataset.state)
 
 
 def _print_dry_run(resolved: Resolved, ranks: int) -> None:
@@ -280,13 +286,12 @@ def _print_dry_run(resolved: Resolved, ranks: int) -> None:
     else:
         labels = {name: pictures.labels for name, pictures in scan(Path(data.root)).splits.items()}
     rows, held_out = divide(labels["train"], data, seed=options.seed, has_val="val" in labels)
-    Sampler(images=len(rows), global_batch=options.global_batch, seed=options.seed)
-    counts = {"train": len(rows), "validation": len(held_out if held_out is not None else labels.get("val", ()))}
+    validation = len(held_out if held_out is not None else labels.get("val", ()))
+    images = len(rows if rows is not None else labels["train"])
+    Sampler(images=images, global_batch=options.global_batch, seed=options.seed)
     micro_batch, accumulation = options.split_batch(ranks)
     typer.echo(f"processes      {ranks}")
-    typer.echo(
-        f"pictures       {counts['train']:,} train, {counts['validation']:,} validation, {len(labels['test']):,} test"
-    )
+    typer.echo(f"pictures       {images:,} train, {validation:,} validation, {len(labels['test']):,} test")
     typer.echo(f"global batch   {options.global_batch} = {micro_batch} x {accumulation} x {ranks}")
-    typer.echo(f"steps          {options.total_steps(len(rows)):,}")
+    typer.echo(f"steps          {options.total_steps(images):,}")
     typer.echo(f"\n{resolved.to_yaml()}", nl=False)

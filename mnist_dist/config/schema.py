@@ -14,6 +14,7 @@ EMBEDDED_DIGITS = "embedded:digits"
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
+Residency = Literal["auto", "device", "host"]
 
 
 class Section(BaseModel):
@@ -53,6 +54,9 @@ class Data(Section):
     """Mean of each channel, for pixels in [0, 1]; null measures it on the training pictures."""
     std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
     """Standard deviation of each channel, likewise."""
+    residency: Residency = "auto"
+    """Where pixels are kept on a GPU: `device` in its memory, `host` outside of it; auto: in its memory if they take a
+    quarter of what is free there, or less. The result is the same."""
     augment: Augmentation = Augmentation()
 
     @model_validator(mode="after")

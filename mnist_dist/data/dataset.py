@@ -10,30 +10,42 @@ from numpy.typing import NDArray
 
 from mnist_dist.config.schema import EMBEDDED_DIGITS, Data
 from mnist_dist.data import sources
-from mnist_dist.data.store import Announce, Store, Stored, from_arrays, in_memory, open_or_build
+from mnist_dist.data.approval import approved
+from mnist_dist.data.store import Announce, open_or_build
+from mnist_dist.data.stored import Store, Stored, from_arrays, in_memory
 from mnist_dist.errors import ConfigError, DataError
 from mnist_dist.keyed import Purpose, keyed_hash
+from mnist_dist.worker import GroupFolder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """Some of a store's pictures; image `i` of the split is row `rows[i]` of the store."""
+    """Pictures of a store: all of one of its splits, or some of them."""
 
     name: str
     stored: Stored = field(repr=False)
-    rows: NDArray[np.int64] = field(repr=False)
+    rows: NDArray[np.int64] | None = field(default=None, repr=False)
+    """Image `i` is row `rows[i]` of what is stored; None: all of it as it is, at no cost however many there are."""
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.stored.labels if self.rows is None else self.rows)
 
     @property
     def labels(self) -> NDArray[np.int64]:
         """`(N,)` class of each image of the split."""
-        return self.stored.labels[self.rows]
+        return self.stored.labels if self.rows is None else self.stored.labels[self.rows]
 
     def file(self, image: int) -> str:
         """Name the file of an image, relative to the data folder."""
-        return self.stored.files[int(self.rows[image])]
+        return self.stored.files[self._row(image)]
+
+    def pixels(self, image: int) -> NDArray[np.uint8]:
+        """Get the `(C, H, W)` pixels of an image."""
+        pixels: NDArray[np.uint8] = self.stored.images[self._row(image)]
+        return pixels
+
+    def _row(self, image: int) -> int:
+        return image if self.rows is None else int(self.rows[image])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +62,9 @@ class Dataset:
     std: tuple[float, ...]
     sha256: str
     state: str
+    """Where the store is and how it came about, in words."""
+    folder: Path | None
+    """Where the store is on disk; None: in memory alone."""
 
     @property
     def splits(self) -> dict[str, Split]:
@@ -58,7 +73,7 @@ class Dataset:
         return {split.name: split for split in splits if split is not None}
 
 
-def open_dataset(data: Data, *, seed: int, announce: Announce) -> Dataset:
+def open_dataset(data: Data, *, seed: int, announce: Announce, group: GroupFolder | None = None) -> Dataset:
     """Open what `data` describes, decoding the pictures where no store of them exists yet.
 
     Needs no torch. Any number of processes may call it at once.
@@ -67,12 +82,13 @@ def open_dataset(data: Data, *, seed: int, announce: Announce) -> Dataset:
         data: The config's section.
         seed: What the held-out validation pictures are drawn from.
         announce: Gets lines of text about decoding.
+        group: Where our own launcher says which store it has approved; only its ranks have it.
 
     Raises:
         ConfigError: A validation fraction is asked for where there is a `val` folder already.
         DataError: Folders or pictures are missing or unreadable.
     """
-    store = _digits(data) if data.root == EMBEDDED_DIGITS else _folder(data, announce)
+    store = (approved(group) if group is not None else None) or _open_store(data, announce)
     train = store.splits["train"]
     rows, held_out = divide(train.labels, data, seed=seed, has_val="val" in store.splits)
     validation = None
@@ -80,7 +96,7 @@ def open_dataset(data: Data, *, seed: int, announce: Announce) -> Dataset:
         validation = Split(name="validation", stored=train, rows=held_out)
     elif "val" in store.splits:
         val = store.splits["val"]
-        validation = Split(name="validation", stored=val, rows=np.arange(len(val.labels)))
+        validation = Split(name="validation", stored=val)
     mean, std = (data.mean, data.std) if data.mean and data.std else mean_and_std(train, rows)
     test = store.splits["test"]
     return Dataset(
@@ -88,17 +104,18 @@ def open_dataset(data: Data, *, seed: int, announce: Announce) -> Dataset:
         classes=store.classes,
         train=Split(name="train", stored=train, rows=rows),
         validation=validation,
-        test=Split(name="test", stored=test, rows=np.arange(len(test.labels))),
+        test=Split(name="test", stored=test),
         mean=mean,
         std=std,
         sha256=store.sha256,
         state=store.state,
+        folder=store.folder,
     )
 
 
 def divide(
     labels: NDArray[np.int64], data: Data, *, seed: int, has_val: bool
-) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+) -> tuple[NDArray[np.int64] | None, NDArray[np.int64] | None]:
     """Decide which training pictures to train on, and which to hold out if the config asks for it.
 
     Args:
@@ -107,12 +124,15 @@ def divide(
         seed: What the held-out ones are drawn from.
         has_val: Whether there is a `val` folder.
 
+    Returns:
+        Rows to train on, None meaning all, and rows held out, None meaning none.
+
     Raises:
         ConfigError: There is a `val` folder, and a fraction is asked for.
         DataError: A class has too few pictures.
     """
     if not data.validation_fraction:
-        return np.arange(len(labels)), None
+        return None, None
     if has_val:
         raise ConfigError(
             f"data.validation_fraction is {data.validation_fraction}, but {Path(data.root) / 'val'} exists: "
@@ -145,14 +165,15 @@ def stratified_split(
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
-def mean_and_std(stored: Stored, rows: NDArray[np.int64]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Measure each channel's mean and standard deviation over some rows, for pixels in [0, 1], exactly.
+def mean_and_std(stored: Stored, rows: NDArray[np.int64] | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Measure each channel's mean and standard deviation over some rows or all, for pixels in [0, 1], exactly.
 
     Raises:
         DataError: All pixels of a channel are the same.
     """
-    sums, squares = np.moveaxis(stored.moments[rows].sum(axis=0, dtype=np.uint64).astype(np.float64), -1, 0)
-    pixels = len(rows) * stored.images.shape[2] * stored.images.shape[3]
+    totals = stored.totals if rows is None else stored.moments[rows].sum(axis=0, dtype=np.uint64)
+    sums, squares = np.moveaxis(totals.astype(np.float64), -1, 0)
+    pixels = len(stored.labels if rows is None else rows) * stored.images.shape[2] * stored.images.shape[3]
     mean = sums / pixels
     variance = squares / pixels - mean**2
     if (variance <= 0).any():
@@ -160,8 +181,10 @@ def mean_and_std(stored: Stored, rows: NDArray[np.int64]) -> tuple[tuple[float, 
     return tuple((mean / 255).tolist()), tuple((np.sqrt(variance) / 255).tolist())
 
 
-def _folder(data: Data, announce: Announce) -> Store:
-    return open_or_build(sources.scan(Path(data.root)), data.image_size, data.channels, announce)
+def _open_store(data: Data, announce: Announce) -> Store:
+    if data.root == EMBEDDED_DIGITS:
+        return _digits(data)
+    return open_or_build(Path(data.root), data.image_size, data.channels, announce)
 
 
 def _digits(data: Data) -> Store:

@@ -6,24 +6,43 @@ import multiprocessing
 import sys
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from mnist_dist.data.png import decode_plain
 from mnist_dist.machine import allowed_cpus, die_with_parent, start_helper
 
-CHUNK = 128
+CHUNK = 2048
 CHUNK_BYTES = 1 << 25
-"""What one process decodes before it hands it over: so many pictures or bytes at most."""
+"""What one process decodes before it hands it over: so many pictures or bytes at most. Filters of PNG files are undone
+for a whole chunk together."""
 
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, TypeError, zlib.error)
 """What Pillow's decoders raise for damaged files; UnidentifiedImageError is an OSError."""
 
-Decoded = tuple[NDArray[np.uint8], list[tuple[str, str]]]
+T = TypeVar("T")
+Keep = Callable[[int, NDArray[np.uint8]], T]
+"""Gets a chunk's first picture and `(n, C, H, W)` pixels in the process that has decoded them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk(Generic[T]):
+    """Some pictures that follow each other, decoded."""
+
+    start: int
+    """The first of them."""
+    pictures: int
+    kept: T
+    unreadable: list[tuple[str, str]]
+    """A (file, reason) pair for each picture that cannot be read and is left black."""
 
 
 def decode(path: str | Path, image_size: int, channels: int) -> NDArray[np.uint8]:
@@ -55,35 +74,53 @@ def decode(path: str | Path, image_size: int, channels: int) -> NDArray[np.uint8
     return array[None] if channels == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))
 
 
-def decode_all(root: Path, files: tuple[str, ...], image_size: int, channels: int) -> Iterator[Decoded]:
+def decode_all(root: Path, files: tuple[str, ...], image_size: int, channels: int, keep: Keep[T]) -> Iterator[Chunk[T]]:
     """Decode many pictures with all CPUs, in order, a chunk at a time.
 
-    Yields:
-        `(n, channels, image_size, image_size)` uint8 of the chunk, and a (file, reason) pair for each picture
-        in it that cannot be read and is left black.
+    Args:
+        root: What the files are relative to.
+        files: The pictures.
+        image_size: Height and width to decode them to.
+        channels: 1 or 3.
+        keep: Must be picklable: it is called where a chunk was decoded, and what it returns travels here.
     """
     size = max(1, min(CHUNK, CHUNK_BYTES // (channels * image_size**2)))
-    jobs = [(str(root), files[start : start + size], image_size, channels) for start in range(0, len(files), size)]
-    processes = min(allowed_cpus(), len(jobs)) if sys.platform == "linux" else 1
+    starts = range(0, len(files), size)
+    decode_chunk = partial(_decode_chunk, str(root), image_size, channels, keep)
+    chunks = [files[start : start + size] for start in starts]
+    processes = min(allowed_cpus(), len(chunks)) if sys.platform == "linux" else 1
     if processes == 1:
-        yield from map(_decode_chunk, jobs)
+        yield from map(decode_chunk, starts, chunks)
         return
     fork = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(processes, fork, start_helper, (die_with_parent(),)) as pool:
-        yield from pool.map(_decode_chunk, jobs)
+        yield from pool.map(decode_chunk, starts, chunks)
 
 
-def _decode_chunk(job: tuple[str, tuple[str, ...], int, int]) -> Decoded:
-    root, files, image_size, channels = job
+def discard(start: int, images: NDArray[np.uint8]) -> None:
+    """Keep nothing of a chunk."""
+
+
+def hand_over(start: int, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Keep a chunk's pixels."""
+    return images
+
+
+def _decode_chunk(
+    root: str, image_size: int, channels: int, keep: Keep[T], start: int, files: tuple[str, ...]
+) -> Chunk[T]:
+    paths = [f"{root}/{file}" for file in files]
     images = np.zeros((len(files), channels, image_size, image_size), np.uint8)
+    plain, pixels = decode_plain(paths, image_size, channels)
+    images[plain] = pixels
     unreadable = []
-    for row, file in enumerate(files):
+    for row in sorted(set(range(len(files))).difference(plain.tolist())):
         try:
-            images[row] = decode(f"{root}/{file}", image_size, channels)
+            images[row] = decode(paths[row], image_size, channels)
         except UNREADABLE as error:
-            reason = " ".join(str(error).split()).replace(f"{root}/{file}", "the file").strip("'\". ")
-            unreadable.append((file, reason or type(error).__name__))
-    return images, unreadable
+            reason = " ".join(str(error).split()).replace(paths[row], "the file").strip("'\". ")
+            unreadable.append((files[row], reason or type(error).__name__))
+    return Chunk(start=start, pictures=len(files), kept=keep(start, images), unreadable=unreadable)
 
 
 def _to_8_bits(picture: Image.Image) -> Image.Image:

@@ -14,7 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnist_dist.errors import ConfigError
-from mnist_dist.keyed import Purpose, keyed_permutation
+from mnist_dist.keyed import Purpose, keyed_permutation, permuted
+
+MOST_SORTED = 1 << 17
+"""An epoch of more images is never laid out as a whole: 131,072 take 12 ms to sort, six million more than a second.
+
+Fewer are sorted, since that makes every order of a small set equally likely: over 12,000 seeds, the 120 orders of five
+images had a chi-square of 106 when sorted and of 350 from the Feistel network (119 degrees of freedom). The number of
+images does not change during a run, so it never goes from one way to the other.
+"""
+BLOCK = 1 << 14
+"""Places that are computed together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,12 +44,16 @@ class Sampler:
 
     def batch(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Look up a step's images and the epoch that each belongs to, both `(global_batch,)`."""
-        positions = np.arange(step * self.global_batch, (step + 1) * self.global_batch)
-        epochs, places = np.divmod(positions, self.images)
-        parts = [
-            _permutation(self.images, self.seed, int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)
-        ]
-        return np.concatenate(parts), epochs
+        first, end = step * self.global_batch, (step + 1) * self.global_batch
+        parts: list[NDArray[np.int64]] = []
+        position = first
+        while position < end:
+            epoch, place = divmod(position, self.images)
+            block, offset = divmod(place, BLOCK)
+            part = _block(self.images, self.seed, epoch, block)[offset : offset + end - position]
+            parts.append(part)
+            position += len(part)
+        return np.concatenate(parts), np.arange(first, end) // self.images
 
     def epoch_of(self, step: int) -> int:
         """Tell in which epoch's totals a step counts, the first being 0."""
@@ -66,6 +80,15 @@ def shares(batch: NDArray[np.int64], *, rank: int, ranks: int, micro_batch: int)
     return mine
 
 
-@lru_cache(maxsize=2)  # a step lies in one epoch or across two
-def _permutation(images: int, seed: int, epoch: int) -> NDArray[np.int64]:
+@lru_cache(maxsize=2)  # a step lies in one block or goes on in the next
+def _block(images: int, seed: int, epoch: int, block: int) -> NDArray[np.int64]:
+    """Compute a piece of an epoch's order: `BLOCK` places, or what is left of the epoch."""
+    first, end = block * BLOCK, min((block + 1) * BLOCK, images)
+    if images <= MOST_SORTED:
+        return _sorted_epoch(images, seed, epoch)[first:end]
+    return permuted(np.arange(first, end), Purpose.SHUFFLE, images, seed, epoch)
+
+
+@lru_cache(maxsize=1)
+def _sorted_epoch(images: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return keyed_permutation(Purpose.SHUFFLE, images, seed, epoch)

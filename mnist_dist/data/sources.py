@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", 
 """What counts as a picture: torchvision's own list."""
 
 SPLITS = ("train", "val", "test")
+UNSETTLED_NANOSECONDS = 2_000_000_000
+"""Longer than the ticks of the clocks of file systems."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +42,9 @@ class Listing:
     classes: tuple[str, ...]
     splits: dict[str, Pictures]
     """`train`, `test` and, where there is such a folder, `val`."""
+    folders: dict[str, int | None]
+    """Modification times in nanoseconds, from before it was listed, of each folder that was; None: there is none.
+    0 for one that was changed so shortly before that a later change might get the same time."""
 
 
 def scan(root: Path) -> Listing:
@@ -63,10 +69,14 @@ def _scan(root: Path) -> Listing:
     for split in ("train", "test"):
         if not (root / split).is_dir():
             raise DataError(f"{root} has no folder {split!r}: it needs {root / split / 'CLASS'}/*.png.")
-    folders = {split: _class_folders(root / split) for split in SPLITS if (root / split).is_dir()}
-    classes = _common_classes(root, folders)
-    splits = {split: _list_pictures(root, split, classes) for split in folders}
-    return Listing(root=root, classes=classes, splits=splits)
+    settled = time.time_ns() - UNSETTLED_NANOSECONDS
+    times: dict[str, int] = {}
+    class_folders = {split: _class_folders(root / split, times) for split in SPLITS if (root / split).is_dir()}
+    classes = _common_classes(root, class_folders)
+    splits = {split: _list_pictures(root, split, classes, times) for split in class_folders}
+    start = len(str(root / "train")) - len("train")
+    folders = {path[start:].replace(os.sep, "/"): time if time < settled else 0 for path, time in times.items()}
+    return Listing(root=root, classes=classes, splits=splits, folders=dict.fromkeys(SPLITS) | folders)
 
 
 def embedded_digits(image_size: int) -> dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]]:
@@ -92,7 +102,7 @@ def embedded_digits(image_size: int) -> dict[str, tuple[NDArray[np.uint8], NDArr
 
 def walk(folder: Path) -> Iterator[os.DirEntry[str]]:
     """Yield every file below a folder; links are followed, except back into a folder they lie in."""
-    yield from _walk(str(folder), frozenset())
+    yield from _walk(str(folder), frozenset(), {})
 
 
 def is_picture(name: str) -> bool:
@@ -100,20 +110,22 @@ def is_picture(name: str) -> bool:
     return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
 
 
-def _walk(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[os.DirEntry[str]]:
+def _walk(folder: str, above: frozenset[tuple[int, int]], times: dict[str, int]) -> Iterator[os.DirEntry[str]]:
     status = Path(folder).stat()
     identity = (status.st_dev, status.st_ino)
     if identity in above:
         return
+    times[folder] = status.st_mtime_ns
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir():
-                yield from _walk(entry.path, above | {identity})
+                yield from _walk(entry.path, above | {identity}, times)
             else:
                 yield entry
 
 
-def _class_folders(folder: Path) -> set[str]:
+def _class_folders(folder: Path, times: dict[str, int]) -> set[str]:
+    times[str(folder)] = folder.stat().st_mtime_ns
     return {entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")}
 
 
@@ -131,13 +143,13 @@ def _common_classes(root: Path, folders: dict[str, set[str]]) -> tuple[str, ...]
     return tuple(sorted(classes))
 
 
-def _list_pictures(root: Path, split: str, classes: tuple[str, ...]) -> Pictures:
+def _list_pictures(root: Path, split: str, classes: tuple[str, ...], times: dict[str, int]) -> Pictures:
     start = len(str(root / split)) + 1
     rows: list[tuple[str, int, int, int]] = []
     empty: list[str] = []
     for label, name in enumerate(classes):
         before = len(rows)
-        for entry in walk(root / split / name):
+        for entry in _walk(str(root / split / name), frozenset(), times):
             if is_picture(entry.name):
                 status = entry.stat()
                 path = f"{split}/{entry.path[start:].replace(os.sep, '/')}"

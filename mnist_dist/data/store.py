@@ -1,8 +1,8 @@
-"""The store: a data set decoded once into uint8 arrays that every process maps into memory.
+"""The store of a data folder: found where it is up to date, else built, with each picture decoded once.
 
-A store is a folder of .npy files with an `index.json`, named by a hash of what it was made from: each file's
-path, size and time, the picture size and the channels. It is built in a temporary folder under a lock and
-renamed, so a half-built one is never seen, in the data folder, else the user's cache, else in memory alone.
+A store is a folder named by a hash of what it was made from: each file's path, size and time, the picture size and
+the channels. It is built in a temporary folder under a lock and renamed, so a half-built one is never seen, in the
+data folder, else the user's cache, else in memory alone.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, TypeVar
 
 import numpy as np
 from filelock import FileLock
@@ -25,60 +27,67 @@ from numpy.lib.format import header_data_from_array_1_0, write_array_header_1_0
 from numpy.typing import DTypeLike, NDArray
 
 from mnist_dist import heartbeat
-from mnist_dist.data.pictures import decode_all
-from mnist_dist.data.sources import Listing, Pictures
+from mnist_dist.data.freshness import look, remember
+from mnist_dist.data.pictures import Chunk, Keep, decode_all, hand_over
+from mnist_dist.data.sources import Listing, Pictures, scan
+from mnist_dist.data.stored import (
+    FORMAT,
+    INDEX,
+    Store,
+    array_path,
+    from_arrays,
+    identity,
+    in_memory,
+    moments_of,
+    open_folder,
+)
 from mnist_dist.errors import DataError
 
-FORMAT = 1
 FOLDER = ".mnist-dist"
 ANNOUNCE_SECONDS = 5.0
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.ENOTSUP}
 
+T = TypeVar("T")
 Announce = Callable[[str], None]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stored:
-    """One split's pictures, as they lie in the store."""
-
-    images: NDArray[np.uint8]
-    """`(N, C, H, W)`, memory-mapped copy-on-write where the store is on disk."""
-    labels: NDArray[np.int64]
-    moments: NDArray[np.uint64]
-    """`(N, C, 2)` sum and sum of squares of each picture's pixels, for exact means over any subset."""
-    files: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Store:
-    """All splits of a data set, decoded."""
-
-    classes: tuple[str, ...]
-    splits: dict[str, Stored] = field(repr=False)
-    sha256: str
-    """Identity of the data: over classes, pixels and labels of all splits."""
-    state: str
-    """Where it is and whether it was there already, in words."""
-
-
-def open_or_build(listing: Listing, image_size: int, channels: int, announce: Announce) -> Store:
+def open_or_build(root: Path, image_size: int, channels: int, announce: Announce) -> Store:
     """Open the store of a data folder, or decode the pictures into one.
 
     Args:
-        listing: The pictures.
-        image_size: Height and width to decode them to.
+        root: The data folder, laid out as `sources.scan` has it.
+        image_size: Height and width to decode the pictures to.
         channels: 1 or 3.
         announce: Gets a line of text when decoding starts, while it goes on, and where the store cannot be kept.
 
     Raises:
-        DataError: Pictures cannot be read; the message names them.
+        DataError: Folders are missing or pictures cannot be read; the message names them.
     """
-    key = _key(listing, image_size, channels)
-    name = f"{channels}x{image_size}x{image_size}-{key[:16]}"
-    homes = [listing.root / FOLDER, *_user_cache(listing.root)]
+    homes = [root / FOLDER, *_user_cache(root)]
+    kind = f"{channels}x{image_size}x{image_size}"
+    return _up_to_date(root, homes, kind) or _listed(scan(root), homes, kind, image_size, channels, announce)
+
+
+def _up_to_date(root: Path, homes: list[Path], kind: str) -> Store | None:
+    """Find a store that agrees with the data folder as it is now, without listing that."""
     for home in homes:
-        store = _open(home / name)
+        for folder in home.glob(f"{kind}-*"):
+            store = open_folder(folder)
+            if store is not None and (found := look(root, store)) is not None:
+                return replace(store, state=f"{store.state}{found}")
+    return None
+
+
+def _listed(
+    listing: Listing, homes: list[Path], kind: str, image_size: int, channels: int, announce: Announce
+) -> Store:
+    """Open the store of these very files, or build it."""
+    name = f"{kind}-{_key(listing, image_size, channels)[:16]}"
+    for home in homes:
+        store = open_folder(home / name)
         if store is not None:
+            with contextlib.suppress(OSError):  # the disk may be read-only
+                remember(listing, home / name)  # folders may have changed without any of their pictures
             return store
     for home in homes:
         try:
@@ -91,18 +100,10 @@ def open_or_build(listing: Listing, image_size: int, channels: int, announce: An
     return _decode_to_memory(listing, image_size, channels, announce)
 
 
-def moments_of(images: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    """Sum each picture's pixels and their squares, per channel: `(N, C, H, W)` to `(N, C, 2)`."""
-    values = images.reshape(*images.shape[:2], -1)
-    sums = values.sum(axis=-1, dtype=np.uint64)
-    squares = np.square(values, dtype=np.uint16).sum(axis=-1, dtype=np.uint64)
-    return np.stack([sums, squares], axis=-1)
-
-
 def _build_locked(listing: Listing, home: Path, name: str, image_size: int, channels: int, announce: Announce) -> Store:
     home.mkdir(parents=True, exist_ok=True)
     with FileLock(home / "lock"):
-        store = _open(home / name)  # another process may have built it while this one waited
+        store = open_folder(home / name)  # another process may have built it while this one waited
         if store is not None:
             return store
         _remove_outdated(home, name)
@@ -114,7 +115,7 @@ def _build_locked(listing: Listing, home: Path, name: str, image_size: int, chan
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-    store = _open(home / name, f"decoded in {seconds:.1f} s")
+    store = open_folder(home / name, f"decoded in {seconds:.1f} s")
     assert store is not None
     return store
 
@@ -123,29 +124,52 @@ def _build(listing: Listing, folder: Path, image_size: int, channels: int, annou
     started = time.monotonic()
     total = sum(len(pictures.files) for pictures in listing.splits.values())
     announce(f"Decoding {total:,} pictures once, into {home}")
-    digest = _identity(listing.classes)
+    digest = identity(listing.classes)
+    splits = {}
     for split, pictures in listing.splits.items():
         moments = []
-        with _array_file(
-            folder / f"{split}-images.npy", (len(pictures.files), channels, image_size, image_size)
-        ) as file:
-            for images in _readable(listing.root, pictures, image_size, channels, announce):
-                file.write(images.tobytes())
-                digest.update(images.data)
-                moments.append(moments_of(images))
+        path, shape = array_path(folder, split, "images"), (len(pictures.files), channels, image_size, image_size)
+        with _array_file(path, shape) as file:
+            write = partial(_write, path, _reserve(file, math.prod(shape)))
+            images = np.load(path, mmap_mode="r")
+            for chunk in _readable(listing.root, pictures, image_size, channels, announce, write):
+                digest.update(images[chunk.start : chunk.start + chunk.pictures].data)
+                moments.append(chunk.kept)
         digest.update(pictures.labels.data)
-        for name, array in (("labels", pictures.labels), ("moments", np.concatenate(moments))):
-            with _array_file(folder / f"{split}-{name}.npy", array.shape, array.dtype) as file:
-                file.write(array.tobytes())
-        (folder / f"{split}-files.json").write_text(json.dumps(pictures.files), encoding="utf-8")
-    index = {
-        "format": FORMAT,
-        "classes": listing.classes,
-        "splits": list(listing.splits),
-        "sha256": digest.hexdigest(),
-    }
-    (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
+        arrays = {"labels": pictures.labels, "moments": np.concatenate(moments), "stamps": pictures.stamps}
+        for name, array in (arrays | _names(pictures.files)).items():
+            with _array_file(array_path(folder, split, name), array.shape, array.dtype) as file:
+                file.write(array.data)
+        splits[split] = {"totals": arrays["moments"].sum(axis=0).tolist()}
+    remember(listing, folder)
+    index = {"format": FORMAT, "classes": listing.classes, "splits": splits, "sha256": digest.hexdigest()}
+    (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
     return time.monotonic() - started
+
+
+def _names(files: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Lay file names out as `stored.Names` reads them."""
+    encoded = [os.fsencode(file) for file in files]
+    ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+    return {"names": np.frombuffer(b"".join(encoded), np.uint8), "ends": ends}
+
+
+def _reserve(file: IO[bytes], length: int) -> int:
+    """Let a file with nothing but a header be so many bytes longer, and say where they begin."""
+    file.flush()
+    offset = file.tell()
+    file.truncate(offset + length)
+    return offset
+
+
+def _write(path: Path, offset: int, start: int, images: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """Write a chunk to its place in the file, from whichever process has decoded it, and hand over its moments."""
+    with path.open("r+b", buffering=0) as file:  # not through a memory map: that cannot say that the disk is full
+        file.seek(offset + start * images[0].size)
+        rest = images.data.cast("B")
+        while rest:
+            rest = rest[file.write(rest) :]
+    return moments_of(images)
 
 
 @contextlib.contextmanager
@@ -161,40 +185,27 @@ def _array_file(path: Path, shape: tuple[int, ...], dtype: DTypeLike = np.uint8)
 def _decode_to_memory(listing: Listing, image_size: int, channels: int, announce: Announce) -> Store:
     splits = {}
     for split, pictures in listing.splits.items():
-        images = np.concatenate(list(_readable(listing.root, pictures, image_size, channels, announce)))
+        chunks = _readable(listing.root, pictures, image_size, channels, announce, hand_over)
+        images = np.concatenate([chunk.kept for chunk in chunks])
         splits[split] = in_memory(images, pictures.labels, pictures.files)
     return from_arrays(listing.classes, splits, "in memory")
 
 
-def in_memory(images: NDArray[np.uint8], labels: NDArray[np.int64], files: tuple[str, ...]) -> Stored:
-    """Make a split of arrays that are in memory already."""
-    return Stored(images=images, labels=labels, moments=moments_of(images), files=files)
-
-
-def from_arrays(classes: tuple[str, ...], splits: dict[str, Stored], state: str) -> Store:
-    """Make a store of splits in memory; its identity is that of the same pictures on disk."""
-    digest = _identity(classes)
-    for split in splits.values():
-        digest.update(np.ascontiguousarray(split.images).data)
-        digest.update(split.labels.data)
-    return Store(classes=classes, splits=splits, sha256=digest.hexdigest(), state=state)
-
-
 def _readable(
-    root: Path, pictures: Pictures, image_size: int, channels: int, announce: Announce
-) -> Iterator[NDArray[np.uint8]]:
+    root: Path, pictures: Pictures, image_size: int, channels: int, announce: Announce, keep: Keep[T]
+) -> Iterator[Chunk[T]]:
     """Yield the decoded chunks of a split; raise after its last one if any picture could not be read."""
     unreadable: list[tuple[str, str]] = []
     done = 0
     announced = time.monotonic()
-    for images, failures in decode_all(root, pictures.files, image_size, channels):
+    for chunk in decode_all(root, pictures.files, image_size, channels, keep):
         heartbeat.beat()
-        unreadable += failures
-        done += len(images)
+        unreadable += chunk.unreadable
+        done += chunk.pictures
         if time.monotonic() - announced > ANNOUNCE_SECONDS:
             announced = time.monotonic()
             announce(f"  {done:,} of {len(pictures.files):,}")
-        yield images
+        yield chunk
     if unreadable:
         some = "; ".join(f"{root / file} ({reason})" for file, reason in unreadable[:5])
         more = f"; and {len(unreadable) - 5} more" if len(unreadable) > 5 else ""
@@ -204,25 +215,6 @@ def _readable(
         )
 
 
-def _open(folder: Path, state: str = "decoded earlier") -> Store | None:
-    """Open a whole store, or return None where there is none or it is damaged."""
-    try:
-        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-        splits = {split: _open_split(folder, split) for split in index["splits"]}
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
-        return None
-    return Store(classes=tuple(index["classes"]), splits=splits, sha256=index["sha256"], state=f"{state}, {folder}")
-
-
-def _open_split(folder: Path, split: str) -> Stored:
-    return Stored(
-        images=np.load(folder / f"{split}-images.npy", mmap_mode="c"),
-        labels=np.load(folder / f"{split}-labels.npy"),
-        moments=np.load(folder / f"{split}-moments.npy"),
-        files=tuple(json.loads((folder / f"{split}-files.json").read_text(encoding="utf-8"))),
-    )
-
-
 def _key(listing: Listing, image_size: int, channels: int) -> str:
     digest = hashlib.sha256(f"{FORMAT} {image_size} {channels} {listing.classes!r}".encode())
     for split, pictures in listing.splits.items():
@@ -230,10 +222,6 @@ def _key(listing: Listing, image_size: int, channels: int) -> str:
         digest.update("\0".join(pictures.files).encode("utf-8", "surrogateescape"))
         digest.update(pictures.stamps.data)
     return digest.hexdigest()
-
-
-def _identity(classes: tuple[str, ...]) -> hashlib._Hash:
-    return hashlib.sha256(json.dumps(classes).encode())
 
 
 def _user_cache(root: Path) -> list[Path]:

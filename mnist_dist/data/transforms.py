@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch.nn import functional
 
 from mnist_dist.config.schema import Augmentation
 from mnist_dist.data.dataset import Split
+from mnist_dist.data.stored import Stored, advise
 from mnist_dist.keyed import Purpose, keyed_uniform
 
 
@@ -31,6 +33,42 @@ class Normalise:
         return pixels.to(torch.float32, memory_format=torch.channels_last).mul_(self._scale).add_(self._shift)
 
 
+class Gather:
+    """Any rows of what is stored, on a device.
+
+    From the host's memory they travel without anyone waiting: a GPU works off later what it is told to do, so the next
+    batch is gathered here while it computes on the last.
+
+    Args:
+        stored: A split of the store.
+        device: Where the rows are wanted.
+        residency: Where all pixels and labels are kept.
+    """
+
+    def __init__(self, stored: Stored, device: torch.device, residency: Literal["device", "host"] = "host") -> None:
+        advise(stored.images, whole=residency == "device")
+        home = device if residency == "device" else torch.device("cpu")
+        self._images = torch.from_numpy(stored.images).to(home)  # (N, C, H, W) uint8; mapped on the host
+        self._labels = torch.from_numpy(stored.labels).to(home)
+        self._device = device
+        self._pinned = device.type == "cuda"
+
+    def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Get `(B, C, H, W)` pixels and `(B,)` labels of `(B,)` rows, which are on the host."""
+        if self._images.device.type == self._device.type:
+            rows = self._send(rows.pin_memory() if self._pinned else rows)
+            return self._images.index_select(0, rows), self._labels.index_select(0, rows)
+        return self._send(self._select(self._images, rows)), self._send(self._select(self._labels, rows))
+
+    def _select(self, values: Tensor, rows: Tensor) -> Tensor:
+        chosen = torch.empty((len(rows), *values.shape[1:]), dtype=values.dtype, pin_memory=self._pinned)
+        return torch.index_select(values, 0, rows, out=chosen)
+
+    def _send(self, values: Tensor) -> Tensor:
+        # PyTorch gives pinned memory to nobody else before the copy from it is done.
+        return values.to(self._device, non_blocking=self._pinned)
+
+
 class Batches:
     """Any images of one split, as normalised batches on a device."""
 
@@ -41,12 +79,12 @@ class Batches:
         mean: tuple[float, ...],
         std: tuple[float, ...],
         device: torch.device,
+        gather: Gather | None = None,
         augmentation: Augmentation | None = None,
         seed: int = 0,
     ) -> None:
-        self._images = torch.from_numpy(split.stored.images)  # (N, C, H, W) uint8, mapped
-        self._labels = torch.from_numpy(split.stored.labels)
-        self._rows = torch.from_numpy(split.rows)
+        self._gather = gather or Gather(split.stored, device)
+        self._rows = None if split.rows is None else torch.from_numpy(split.rows)
         self._device = device
         self._normalise = Normalise(mean=mean, std=std, device=device)
         self._augmentation = augmentation if augmentation and augmentation.active else None
@@ -62,9 +100,10 @@ class Batches:
         Returns:
             `(B, C, H, W)` float32 normalised pixels and `(B,)` int64 labels, both on the device.
         """
-        rows = self._rows[torch.from_numpy(images)]
-        pixels = self._images.index_select(0, rows).to(self._device, non_blocking=True)  # (B, C, H, W)
-        labels = self._labels.index_select(0, rows).to(self._device, non_blocking=True)
+        rows = torch.from_numpy(images)
+        if self._rows is not None:
+            rows = self._rows[rows]
+        pixels, labels = self._gather(rows)  # (B, C, H, W) uint8, (B,)
         if self._augmentation is not None and epochs is not None:
             matrices = affine_matrices(
                 self._augmentation, size=pixels.shape[-1], seed=self._seed, epochs=epochs, images=images

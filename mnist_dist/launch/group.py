@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -31,6 +32,9 @@ KILLED = -9
 """How a process that was killed has ended, also where there is no SIGKILL."""
 PEER_SECONDS = 600.0
 """So much longer than the launcher do ranks wait for each other: it shall find out who hangs."""
+
+Meanwhile = Callable[[GroupFolder], None]
+"""Leaves a `word` in the folder for the ranks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,14 +71,14 @@ class Failure:
     """Whether it was to stop anyway."""
 
 
-def run_once(group: Group, folder: GroupFolder, signals: Signals, meanwhile: Callable[[], None]) -> Failure | None:
+def run_once(group: Group, folder: GroupFolder, signals: Signals, meanwhile: Meanwhile | None = None) -> Failure | None:
     """Start a group and wait until it has ended; all ranks die with this process however it ends (on Linux).
 
     Args:
         group: What to start.
         folder: New and private.
         signals: Passed on to the ranks; after one of them, ending is no failure.
-        meanwhile: Done here while the ranks start; if it raises, they are ended.
+        meanwhile: Done here while the ranks start, who wait for the word that it leaves; if it raises, they are ended.
 
     Returns:
         None if every rank was done, or ended by a signal that came here.
@@ -83,6 +87,8 @@ def run_once(group: Group, folder: GroupFolder, signals: Signals, meanwhile: Cal
         ConfigError: The command cannot be started.
     """
     pulses = Pulses(folder.heartbeats, group.ranks)
+    if meanwhile is not None:
+        folder.word.touch()
     with contextlib.ExitStack() as stack:
         stack.callback(pulses.close)
         outputs = [None, *(stack.enter_context(_open(_output(group, folder, rank))) for rank in range(1, group.ranks))]
@@ -91,7 +97,8 @@ def run_once(group: Group, folder: GroupFolder, signals: Signals, meanwhile: Cal
         for rank, output in enumerate(outputs):
             children.append(_start(group.command, os.environ | _environment(group, folder, rank), output))
         signals.pass_on()
-        signals.interrupt(meanwhile)
+        if meanwhile is not None:
+            signals.interrupt(partial(meanwhile, folder))
         watch = Watch(pulses, start_seconds=group.start_seconds, hang_seconds=group.hang_seconds)
         ends, silent = _wait(children, signals.received, watch)
         if silent is not None:

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from mnist_dist.errors import GroupError, WorkerError
 from mnist_dist.launch.forwarding import Signals
-from mnist_dist.launch.group import KILLED, Failure, Group, run_once
+from mnist_dist.launch.group import KILLED, Failure, Group, Meanwhile, run_once
 from mnist_dist.worker import GroupFolder
 
 RESTARTED = (1, WorkerError.exit_code)
@@ -59,13 +59,14 @@ class Restarts:
         return f"Starting again from {start} (try {self.spent} of {self.limit} without progress)."
 
 
-def run_local(group: Group, restarts: Restarts | None = None, meanwhile: Callable[[], None] = lambda: None) -> int:
+def run_local(group: Group, restarts: Restarts | None = None, meanwhile: Meanwhile | None = None) -> int:
     """Run a group to its end, started again after failures as often as `restarts` allows.
 
     Args:
         group: What to start.
         restarts: Never, if None.
-        meanwhile: Done here while the ranks start for the first time; if it raises, they are ended.
+        meanwhile: Done here each time while the ranks start, who wait for the word that it leaves; if it raises,
+            they are ended.
 
     Returns:
         0, or 128 + n after signal n.
@@ -93,7 +94,7 @@ def run_local(group: Group, restarts: Restarts | None = None, meanwhile: Callabl
                 message = f"{failure.message} {refusal}".strip()
                 raise GroupError(message, failure.code) if failure.code > 0 else WorkerError(message)
             print(f"warning: {failure.message} {restarts.describe()}", file=sys.stderr)
-            attempt, meanwhile = replace(group, command=(*group.command, *restarts.again)), _nothing
+            attempt = replace(group, command=(*group.command, *restarts.again))
 
 
 @contextlib.contextmanager
@@ -127,7 +128,3 @@ def _show_cursor() -> None:
     if sys.stdout.isatty():
         sys.stdout.write("\x1b[?25h\n")
         sys.stdout.flush()
-
-
-def _nothing() -> None:
-    """There is nothing left to do meanwhile."""

@@ -60,7 +60,7 @@ def samples_of(dataset: Dataset, split: Split, evaluation: Evaluation, images: N
     """Pair some images of an evaluated split with their predicted and true class."""
     return [
         Sample(
-            pixels=split.stored.images[split.rows[image]],
+            pixels=split.pixels(image),
             predicted=dataset.classes[evaluation.predicted[image]],
             true=dataset.classes[evaluation.labels[image]],
         )

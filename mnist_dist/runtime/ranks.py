@@ -146,6 +146,14 @@ class Runtime:
         vote.cast(value)
         return vote.result()
 
+    def free_bytes(self) -> int:
+        """Count the bytes of memory that are free on this rank's device; 0 on the CPU, whose memory the store maps."""
+        if self.device.type == "cuda":
+            return int(torch.cuda.mem_get_info(self.device)[0])
+        if self.device.type == "mps":
+            return int(torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory())
+        return 0
+
     def agree(self, facts: Mapping[str, str]) -> None:
         """Make sure that all ranks have the same facts. Every rank, with the same names.
 

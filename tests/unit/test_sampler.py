@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from mnist_dist.data import Sampler, shares
+from mnist_dist.data import Sampler, sampler, shares
 from mnist_dist.errors import ConfigError
+from mnist_dist.keyed import Purpose, keyed_permutation
 
 
 @pytest.mark.parametrize(("images", "batch"), [(10, 3), (10, 10), (7, 1), (64, 64), (101, 8)])
@@ -46,6 +47,24 @@ def test_an_epoch_ends_with_the_step_that_covers_its_last_image(images, batch):
         end = sampler.epoch_end(epoch)
         assert end * batch >= (epoch + 1) * images > (end - 1) * batch
         assert sampler.epoch_of(end - 1) == epoch
+
+
+@pytest.mark.parametrize("images", [sampler.MOST_SORTED, sampler.MOST_SORTED + 1])
+@pytest.mark.parametrize("batch", [1000, 40_000])
+def test_steps_that_go_on_in_the_next_block_have_every_image_once(images, batch):
+    order = Sampler(images=images, global_batch=batch, seed=3)
+    steps = [order.batch(step) for step in range(-(-images // batch) + 1)]
+    stream, epochs = (np.concatenate(parts) for parts in zip(*steps, strict=True))
+    assert np.array_equal(np.sort(stream[:images]), np.arange(images))
+    assert epochs.tolist() == (np.arange(len(stream)) // images).tolist()
+    assert all(len(ids) == batch for ids, _ in steps)
+
+
+def test_the_order_of_a_set_that_is_sorted_is_that_of_earlier_versions():
+    order = Sampler(images=60_000, global_batch=50_000, seed=1)
+    stream = np.concatenate([order.batch(step)[0] for step in range(3)])
+    expected = [keyed_permutation(Purpose.SHUFFLE, 60_000, 1, epoch) for epoch in range(3)]
+    assert np.array_equal(stream, np.concatenate(expected)[:150_000])
 
 
 def test_a_batch_larger_than_the_training_set_is_refused():

@@ -1,0 +1,52 @@
+"""The word between our own launcher and its ranks: which store to open.
+
+The launcher, which needs no torch, looks whether the pictures have changed, or decodes them, while its ranks import
+torch. They then open what it has approved, without looking again: that takes milliseconds at any number of pictures.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from mnist_dist import heartbeat
+from mnist_dist.data.stored import Store, open_folder
+from mnist_dist.errors import WorkerError
+from mnist_dist.worker import GroupFolder
+
+POLL_SECONDS = 0.003
+
+
+def approve(group: GroupFolder, folder: Path | None, state: str) -> None:
+    """Tell the ranks, as their launcher, what they wait for.
+
+    Args:
+        group: Where they look.
+        folder: The store; None: there is none on disk, and each rank gets the pictures by itself.
+        state: How it came about, in words.
+    """
+    temporary = group.word.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"folder": folder and str(folder.absolute()), "state": state}), encoding="utf-8")
+    temporary.replace(group.word)
+
+
+def approved(group: GroupFolder) -> Store | None:
+    """Open what the launcher has approved, once it has; None where each rank is to see for itself.
+
+    Raises:
+        WorkerError: The launcher is gone.
+    """
+    if not group.word.exists():
+        return None
+    launcher = os.getppid()
+    while not (text := group.word.read_text(encoding="utf-8")):
+        heartbeat.beat()
+        time.sleep(POLL_SECONDS)
+        if os.getppid() != launcher:  # only where the kernel does not end ranks with their launcher
+            raise WorkerError("The launcher of this process is gone.")
+    word = json.loads(text)
+    store = open_folder(Path(word["folder"])) if word["folder"] else None
+    return store and replace(store, state=word["state"])

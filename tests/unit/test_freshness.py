@@ -1,0 +1,179 @@
+import os
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from mnist_dist.data import freshness, sources, store, stored
+from mnist_dist.data.approval import approve, approved
+from mnist_dist.errors import WorkerError
+from mnist_dist.worker import GroupFolder
+
+
+@pytest.fixture
+def root(tmp_path, folder_of):
+    """A data set whose folders were changed long ago."""
+    root = folder_of(tmp_path / "data", classes=3, train=5, test=2)
+    nested = root / "train" / "class-1" / "more"
+    nested.mkdir()
+    (nested / "5.png").write_bytes((root / "train" / "class-1" / "0.png").read_bytes())
+    settle(root)
+    return root
+
+
+def settle(root):
+    for folder, _, _ in os.walk(root):
+        os.utime(folder, (1e9, 1e9))
+
+
+def open_store(root):
+    return store.open_or_build(root, 28, 1, lambda line: None)
+
+
+@pytest.fixture
+def scans(monkeypatch):
+    """Counts how often a data folder is listed."""
+    calls = []
+    monkeypatch.setattr(store, "scan", lambda root: calls.append(root) or sources.scan(root))
+    return calls
+
+
+def test_a_second_start_lists_nothing(root, scans):
+    first = open_store(root)
+    second = open_store(root)
+    assert len(scans) == 1
+    assert second.sha256 == first.sha256
+    assert second.state == f"decoded earlier, {second.folder}"
+
+
+def add(root):
+    (root / "train" / "class-0" / "new.png").write_bytes((root / "train" / "class-0" / "0.png").read_bytes())
+
+
+def add_deep(root):
+    (root / "train" / "class-1" / "more" / "6.png").write_bytes((root / "train" / "class-0" / "0.png").read_bytes())
+
+
+def overwrite(root):
+    (root / "train" / "class-0" / "0.png").write_bytes((root / "train" / "class-1" / "0.png").read_bytes())
+
+
+def replace(root):
+    (root / "train" / "class-1" / "0.png").replace(root / "train" / "class-0" / "0.png")
+
+
+def add_class(root):
+    for split in ("train", "test"):
+        (root / split / "new").mkdir()
+        (root / split / "new" / "0.png").write_bytes((root / "train" / "class-0" / "0.png").read_bytes())
+
+
+def add_split(root):
+    for label in range(3):
+        (root / "val" / f"class-{label}").mkdir(parents=True)
+        (root / "val" / f"class-{label}" / "0.png").write_bytes((root / "train" / "class-0" / "0.png").read_bytes())
+
+
+CHANGES = [
+    add,
+    add_deep,
+    overwrite,
+    replace,
+    add_class,
+    add_split,
+    lambda root: (root / "test" / "class-0" / "0.png").unlink(),
+    lambda root: (root / "test" / "class-0" / "0.png").rename(root / "test" / "class-0" / "9.png"),
+    lambda root: os.utime(root / "test" / "class-0" / "0.png", (1, 1)),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_any_change_is_seen(root, change):
+    before = open_store(root)
+    change(root)
+    assert open_store(root).folder != before.folder
+
+
+def test_a_folder_that_only_looks_changed_is_listed_once_and_decoded_never(root, scans):
+    before = open_store(root)
+    other = root / "train" / "class-0" / "notes.txt"
+    other.touch()
+    other.unlink()
+    os.utime(root / "train" / "class-0", (1e9, 1.1e9))
+    assert open_store(root).folder == before.folder
+    open_store(root)
+    assert len(scans) == 2
+
+
+def test_a_folder_changed_a_moment_ago_may_change_again_under_the_same_time(root, scans):
+    os.utime(root / "train" / "class-0")
+    open_store(root)
+    open_store(root)
+    assert len(scans) == 2
+
+
+def test_of_very_many_files_some_are_looked_at_and_the_state_says_so(root, monkeypatch):
+    open_store(root)
+    monkeypatch.setattr(freshness, "MOST_FILES", 11)
+    assert open_store(root).state.endswith(", 11 of 22 files looked at")
+
+
+@pytest.mark.parametrize("name", ["folders.json", "train-stamps.npy", "train-names.npy"])
+def test_a_store_that_has_forgotten_what_it_was_made_from_is_compared_anew(root, scans, name):
+    first = open_store(root)
+    os.truncate(first.folder / name, 130 if name.endswith("npy") else 0)
+    assert open_store(root).sha256 == first.sha256
+    assert len(scans) == 2
+
+
+def test_rows_are_spread_evenly():
+    assert freshness.spread(5, 10, 7).tolist() == [0, 1, 2, 3, 4]
+    assert freshness.spread(6, 6, 12).tolist() == [0, 2, 4]
+    assert freshness.spread(3, 10, 10**9).tolist() == [0]
+
+
+def test_names_are_read_one_by_one_or_in_slices(root):
+    files = open_store(root).splits["train"].files
+    expected = sources.scan(root).splits["train"].files
+    assert tuple(files) == expected
+    assert (files[0], files[3], files[-1], files[2:4]) == (expected[0], expected[3], expected[-1], [*expected[2:4]])
+    with pytest.raises(IndexError):
+        files[len(expected)]
+
+
+def test_a_store_is_the_same_whether_mapped_or_in_memory(root):
+    built = open_store(root)
+    split = built.splits["train"]
+    again = stored.in_memory(np.array(split.images), np.array(split.labels), split.files)
+    assert np.array_equal(again.totals, split.totals)
+    assert again.totals.dtype == split.totals.dtype == np.uint64
+    assert np.array_equal(again.moments, split.moments)
+
+
+def test_ranks_wait_for_the_launcher_and_open_what_it_has_approved(root, tmp_path):
+    built, group = open_store(root), GroupFolder(tmp_path)
+    group.word.touch()
+    opened = []
+    rank = threading.Thread(target=lambda: opened.append(approved(group)))
+    rank.start()
+    time.sleep(0.05)
+    assert not opened
+    overwrite(root)  # the launcher has looked before: all ranks shall train on the same
+    approve(group, built.folder, "decoded in 0.1 s")
+    rank.join(5)
+    assert (opened[0].sha256, opened[0].state) == (built.sha256, "decoded in 0.1 s")
+
+
+def test_ranks_see_for_themselves_where_the_launcher_says_nothing_or_has_no_store(tmp_path):
+    assert approved(GroupFolder(tmp_path)) is None
+    approve(GroupFolder(tmp_path), None, "in memory")
+    assert approved(GroupFolder(tmp_path)) is None
+
+
+def test_ranks_do_not_wait_for_a_launcher_that_is_gone(tmp_path, monkeypatch):
+    GroupFolder(tmp_path).word.touch()
+    parents = iter(range(10))
+    monkeypatch.setattr(os, "getppid", lambda: next(parents))
+    with pytest.raises(WorkerError, match="launcher"):
+        approved(GroupFolder(tmp_path))

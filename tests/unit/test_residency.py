@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+import torch
+
+from mnist_dist.config.schema import EMBEDDED_DIGITS, Data
+from mnist_dist.data import open_dataset
+from mnist_dist.data.residency import bytes_of, choose_residency
+from mnist_dist.data.transforms import Batches, Gather
+from mnist_dist.errors import ConfigError
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+@pytest.mark.parametrize(
+    ("asked", "needed", "free", "expected"),
+    [
+        ("auto", 100, 400, "device"),
+        ("auto", 101, 400, "host"),
+        ("auto", 100, 0, "host"),
+        ("device", 400, 400, "device"),
+        ("host", 1, 400, "host"),
+    ],
+)
+def test_pixels_stay_on_a_device_that_has_room(device, asked, needed, free, expected):
+    assert choose_residency(asked, device=device, needed_bytes=needed, least_free_bytes=free) == expected
+
+
+def test_a_device_without_room_is_refused_where_it_was_asked_for():
+    with pytest.raises(ConfigError, match=r"data.residency is device.*401 bytes.*400.*auto or host"):
+        choose_residency("device", device="cuda", needed_bytes=401, least_free_bytes=400)
+
+
+@pytest.mark.parametrize("asked", ["auto", "device", "host"])
+def test_the_cpu_leaves_pixels_in_the_mapped_store(asked):
+    assert choose_residency(asked, device="cpu", needed_bytes=10**12, least_free_bytes=0) == "host"
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return open_dataset(Data(root=EMBEDDED_DIGITS, validation_fraction=0.2), seed=0, announce=print)
+
+
+def test_splits_that_share_their_pixels_need_them_once(digits):
+    needed = bytes_of(split.stored for split in digits.splits.values())
+    assert needed == 1797 * (28 * 28 + 8)
+
+
+def both(digits, device):
+    images = np.array([5, 0, 700, 5])
+    for residency in ("device", "host"):
+        gather = Gather(digits.train.stored, device, residency)
+        source = Batches(digits.train, mean=digits.mean, std=digits.std, device=device, gather=gather)
+        with torch.inference_mode():
+            source.take(images[:2])
+        yield [source.take(images), source.take(images[::-1].copy())]
+
+
+def test_batches_are_the_same_wherever_their_pixels_wait(digits):
+    for one, other in zip(*both(digits, torch.device("cpu")), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_batches_are_the_same_wherever_their_pixels_wait_on_a_gpu(digits):
+    device = torch.device("cuda", 0)
+    expected = next(both(digits, torch.device("cpu")))
+    for found in both(digits, device):
+        for one, other in zip(found, expected, strict=True):
+            assert one[0].device == one[1].device == device
+            assert torch.equal(one[1].cpu(), other[1])
+            assert torch.allclose(one[0].cpu(), other[0], atol=1e-6)
