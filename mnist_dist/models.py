@@ -55,7 +55,36 @@ class LargeCNN(nn.Module):
         return logits
 
 
-MODELS: dict[str, type[SmallCNN | LargeCNN]] = {"small_cnn": SmallCNN, "large_cnn": LargeCNN}
+class FastCNN(nn.Module):
+    """A 5x5 and a 3x3 convolution, two linear layers: 138,954 weights for 28x28 digits.
+
+    It does not look at the outermost two pixels, where handwritten digits leave only paper.
+    """
+
+    def __init__(self, *, classes: int, channels: int, image_size: int, dropout: float = 0.25) -> None:
+        super().__init__()
+        side = ((image_size - 8) // 2 - 2) // 2
+        self.conv1 = nn.Conv2d(channels, 16, kernel_size=5)
+        self.conv2 = nn.Conv2d(16, 32, kernel_size=3)
+        self.fc1 = nn.Linear(32 * side * side, 256)
+        self.fc1_drop = nn.Dropout(dropout)
+        self.fc2 = nn.Linear(256, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Score `(B, C, H, W)` pictures as `(B, K)` logits."""
+        x = x[:, :, 2:-2, 2:-2]  # (B, C, 24, 24)
+        x = functional.relu_(functional.max_pool2d(self.conv1(x), 2))  # (B, 16, 10, 10)
+        x = functional.relu_(functional.max_pool2d(self.conv2(x), 2))  # (B, 32, 4, 4)
+        x = functional.relu(self.fc1(x.flatten(1)))  # (B, 256)
+        logits: Tensor = self.fc2(self.fc1_drop(x))  # (B, K)
+        return logits
+
+
+MODELS: dict[str, type[SmallCNN | LargeCNN | FastCNN]] = {
+    "small_cnn": SmallCNN,
+    "large_cnn": LargeCNN,
+    "fast_cnn": FastCNN,
+}
 
 
 def build_model(name: str, *, classes: int, channels: int, image_size: int, dropout: float = 0.25) -> nn.Module:

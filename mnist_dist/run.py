@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,32 +69,22 @@ def train(
     )
     with join(config) as runtime, contextlib.ExitStack() as stack:
         resolved = _settle(resolved, runtime)
-        sampler = _agree(resolved.config, dataset, runtime)
+        parts = build_parts(resolved.config, dataset, runtime)
         folder = RunFolder(Path(runtime.broadcast(str(run or default_run_folder("run")))))
         if resume:
             archive.refuse_run_elsewhere(folder, runtime)
         runtime.on_first_rank(
             lambda: archive.open_folder(folder, resolved, runtime, dataset, stack, console if resume else None)
         )
-        model, reduction, optimizer = _build(resolved.config, dataset, runtime)
         if init_from is not None:
-            archive.take_weights(init_from, model, runtime)
-        progress = archive.restore(folder, dataset, runtime, model, optimizer, console) if resume else Progress()
+            archive.take_weights(init_from, parts.model, runtime)
+        restored = archive.restore(folder, dataset, runtime, parts.model, parts.optimizer, console) if resume else None
+        progress = restored or Progress()
         observers = runtime.on_first_rank(
             lambda: _observe(folder, resolved, dataset, console, stack, first_step=progress.step)
         )
-        parts = Parts(
-            config=resolved.config,
-            dataset=dataset,
-            runtime=runtime,
-            sampler=sampler,
-            batches=_batches(resolved.config, dataset, runtime),
-            model=model,
-            reduction=reduction,
-            optimizer=optimizer,
-            stepper=Stepper(optimizer),
-            observers=observers or Observers(),
-            save=lambda progress: archive.save(folder, parts, progress),
+        parts = replace(
+            parts, observers=observers or Observers(), save=lambda progress: archive.save(folder, parts, progress)
         )
         parts.observers.plan(_plan(parts, folder, first_step=progress.step))
         return _train(parts, progress, folder)
@@ -111,7 +102,7 @@ def probe(resolved: Resolved, output: Path) -> None:
     dataset = open_dataset(config.data, seed=config.train.seed, announce=print)
     with join(config) as runtime:
         witness = Witness()
-        parts = build_parts(config, dataset, runtime, Observers((witness,)))
+        parts = replace(build_parts(config, dataset, runtime), observers=Observers((witness,)))
         model = parts.model
         gradients: list[torch.Tensor] = []
 
@@ -152,8 +143,8 @@ def join(config: Config) -> contextlib.AbstractContextManager[Runtime]:
     return start(device=options.device, precision=options.precision, threads=threads, deterministic=exact)
 
 
-def build_parts(config: Config, dataset: Dataset, runtime: Runtime, observers: Observers) -> Parts:
-    """Build what the loop works with, for steps of which nothing is kept: `save` writes nothing. Every rank."""
+def build_parts(config: Config, dataset: Dataset, runtime: Runtime) -> Parts:
+    """Build what the loop works with; nobody observes it, and nothing is saved. Every rank."""
     sampler = _agree(config, dataset, runtime)
     model, reduction, optimizer = _build(config, dataset, runtime)
     return Parts(
@@ -166,7 +157,7 @@ def build_parts(config: Config, dataset: Dataset, runtime: Runtime, observers: O
         reduction=reduction,
         optimizer=optimizer,
         stepper=Stepper(optimizer),
-        observers=observers,
+        observers=Observers(),
         save=lambda progress: None,
     )
 

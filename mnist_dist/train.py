@@ -66,7 +66,7 @@ def train(parts: Parts, progress: Progress) -> None:
             runtime.seed(_dropout_seed(config.seed, step, runtime.rank * accumulation + micro))
             with reduction.micro_batch(last=micro == accumulation - 1):
                 logits = reduction.model(pixels)  # (micro_batch, K)
-                loss = functional.cross_entropy(logits, labels, reduction="sum")
+                loss = functional.cross_entropy(logits, labels, reduction="sum", label_smoothing=config.label_smoothing)
                 heartbeat.beat()  # from here on it may wait for others
                 reduction.backward(loss, (logits.argmax(dim=1) == labels).sum())
             losses.append(loss.detach())

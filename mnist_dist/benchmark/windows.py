@@ -129,9 +129,11 @@ class Series:
         """
         few = replace(dataset, validation=None, test=replace(dataset.test, rows=np.arange(1)))
         self._stopwatch = Stopwatch(runtime.device, synchronised=synchronised)
-        parts = build_parts(config, few, runtime, Observers((self._stopwatch,)))
+        parts = build_parts(config, few, runtime)
         timed = TimedBatches(parts.batches["train"], self._stopwatch)
-        self.parts: Parts = replace(parts, batches=parts.batches | {"train": timed})
+        self.parts: Parts = replace(
+            parts, batches=parts.batches | {"train": timed}, observers=Observers((self._stopwatch,))
+        )
         self._step = 0
 
     def run(self, steps: int) -> Window:

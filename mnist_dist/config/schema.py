@@ -72,8 +72,9 @@ class Data(Section):
 class Model(Section):
     """The network."""
 
-    name: Literal["small_cnn", "large_cnn"] = "small_cnn"
-    """`small_cnn`: two 5x5 convolutions, 22,000 weights. `large_cnn`: two 3x3 convolutions, 1.2 million."""
+    name: Literal["small_cnn", "large_cnn", "fast_cnn"] = "small_cnn"
+    """`small_cnn`: two 5x5 convolutions, 22,000 weights. `large_cnn`: two 3x3 convolutions, 1.2 million. `fast_cnn`: a
+    5x5 and a 3x3 convolution, 139,000, the quickest to a given accuracy."""
     dropout: float = Field(0.25, ge=0, lt=1)
     """Share of activations that training sets to zero."""
 
@@ -167,6 +168,8 @@ class Train(Section):
     """Pictures that a process handles at once; null: its whole share of the global batch, a quarter of it in exact."""
     reduction: Literal["ddp", "exact"] = "ddp"
     """`exact` gives the same bits on 1, 2, 4, ... processes, as many as there are micro-batches."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of each target that is spread over all classes (Szegedy et al., 2016); the test loss is without it."""
     clip_norm: float | None = Field(None, gt=0)
     """Scale gradients down to this norm where theirs is larger; null: never."""
     seed: int = Field(0, ge=0, lt=2**63)
@@ -252,7 +255,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _picture_is_large_enough(self) -> Config:
-        smallest = {"small_cnn": 16, "large_cnn": 8}[self.model.name]
+        smallest = {"small_cnn": 16, "large_cnn": 8, "fast_cnn": 16}[self.model.name]
         if self.data.image_size < smallest:
             raise ValueError(f"model {self.model.name} needs a data.image_size of at least {smallest}")
         return self
