@@ -107,3 +107,9 @@ def default_generator(device: torch.device) -> torch.Generator:
     if device.type == "mps":
         return torch.mps._get_default_mps_generator()
     return torch.default_generator
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell what CUDA, MPS and the CPU raise when memory runs out."""
+    words = ("out of memory", "can't allocate memory")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)

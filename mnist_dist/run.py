@@ -19,6 +19,7 @@ from mnist_dist.config import Config, Resolved
 from mnist_dist.data import Dataset, Sampler, open_dataset
 from mnist_dist.data.residency import bytes_of, choose_residency
 from mnist_dist.data.transforms import Batches, Gather
+from mnist_dist.device import is_out_of_memory
 from mnist_dist.errors import DeviceMemoryError, StoppedError
 from mnist_dist.folder import RunFolder, default_run_folder
 from mnist_dist.fused import Stepper
@@ -191,11 +192,9 @@ def _build(config: Config, dataset: Dataset, runtime: Runtime) -> tuple[nn.Modul
 def _batches(config: Config, dataset: Dataset, runtime: Runtime) -> dict[str, Batches]:
     """Give every split its batches. Every rank: all keep their pixels in the same kind of place."""
     stored = {id(split.stored): split.stored for split in dataset.splits.values()}
+    needed, free = bytes_of(stored.values()), -runtime.maximum(-runtime.free_bytes())
     residency = choose_residency(
-        config.data.residency,
-        device=runtime.device.type,
-        needed_bytes=bytes_of(stored.values()),
-        least_free_bytes=-runtime.maximum(-runtime.free_bytes()),
+        config.data.residency, device=runtime.device.type, needed_bytes=needed, least_free_bytes=free
     )
     gathers = {key: Gather(split, runtime.device, residency) for key, split in stored.items()}
     return {
@@ -222,7 +221,7 @@ def _train(parts: Parts, progress: Progress, folder: RunFolder) -> Result:
             stopped = isinstance(error, StoppedError | KeyboardInterrupt | SystemExit)
             with contextlib.suppress(OSError):  # the disk may be full, and the first error is the one to show
                 archive.write_result(parts, progress, folder, "stopped" if stopped else "failed", error)
-            if _is_out_of_memory(error):
+            if is_out_of_memory(error):
                 micro_batch, _ = options.split_batch(runtime.ranks)
                 raise DeviceMemoryError(
                     f"{runtime.device} has not enough memory for micro-batches of {micro_batch} pictures: set "
@@ -268,12 +267,6 @@ def _observe(
     observers = Observers((TrainingConsole(console), Journal(folder.metrics), page))
     stack.callback(observers.close)
     return observers
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Tell what CUDA, MPS and the CPU raise when memory runs out."""
-    words = ("out of memory", "can't allocate memory")
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 def _plan(parts: Parts, folder: RunFolder, *, first_step: int) -> Plan:
