@@ -41,6 +41,8 @@ class _Compiler(ModuleType):
         """End what is compiled together."""
 
     def __getattr__(self, name: str) -> Any:
+        if name == "__file__":  # `inspect` asks every module that there is, as pydantic makes it do
+            raise AttributeError(name)
         return getattr(_real_compiler(), name)
 
 

@@ -43,7 +43,7 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     output: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Measure images a second, where a step's time goes, scaling over processes, and suggest one thing."""
+    """Measure speed and scaling, see where a step's time goes. One thing is suggested."""
     from mnist_dist.cli.processes import this_worker
     from mnist_dist.cli.training import QUICK, resolve
 

@@ -30,7 +30,7 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     output: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Take the same few steps on 1, 2, 4, ... processes, and show what differs."""
+    """Take the same steps on 1 to N processes and show what differs. N is --processes; between them 2, 4, 8, ..."""
     import tempfile
 
     from mnist_dist.cli.processes import this_worker

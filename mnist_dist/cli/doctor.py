@@ -34,7 +34,7 @@ def doctor(
     output: Annotated[Path | None, typer.Option(hidden=True)] = None,
     device: Annotated[str, typer.Option(hidden=True)] = "cpu",
 ) -> None:
-    """Look at versions, devices, limits, communication and data; exit 2 if something would make a run fail."""
+    """Look at versions, devices, limits, communication and data. Exit 2 if something would make a run fail."""
     if output is not None:
         from mnist_dist.doctor.all_reduce import measure
 

@@ -17,7 +17,7 @@ from mnist_dist.errors import ConfigError
 if TYPE_CHECKING:
     from mnist_dist.launch.engines import Cluster, Launch
 
-app = typer.Typer(no_args_is_help=True, help="Start a command on this machine, on several, under Slurm or Kubernetes.")
+app = typer.Typer(no_args_is_help=True, help="Start a command here, on several machines or on a cluster.")
 
 OWN = ("train", "resume")
 """The commands of ours that engines start."""

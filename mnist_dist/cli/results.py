@@ -131,7 +131,7 @@ def show(
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """Show random test pictures with their predicted and true labels, here and as a PNG."""
+    """Show random test pictures with predicted and true labels. Here and as a PNG."""
     from mnist_dist.folder import RunFolder
 
     RunFolder(run).check_run()

@@ -27,6 +27,8 @@ for name, kind in (("sgd", torch.optim.SGD), ("adam", torch.optim.Adam), ("adamw
             optimizer.step()
             optimizer.zero_grad()
         record[f"{name} {fused}"] = [value.hex() for p in model.parameters() for value in p.flatten().tolist()]
+import inspect
+inspect.getmodule(inspect.currentframe().f_code)  # looks at every module that there is
 heavy = [name for name in ("torch._dynamo.eval_frame", "torch._inductor", "sympy") if name in sys.modules]
 compiled = torch.compile(lambda x: x * 2 + 1, backend="eager")(torch.ones(2)).tolist()
 print(json.dumps({"weights": record, "heavy": heavy, "compiled": compiled,
