@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import dataclass
 from typing import Literal
 
@@ -113,3 +114,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Tell what CUDA, MPS and the CPU raise when memory runs out."""
     words = ("out of memory", "can't allocate memory")
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+def refuse_without_compiler(device: str) -> None:
+    """Make sure that `torch.compile` has what it needs on a device.
+
+    Raises:
+        ConfigError: It writes C++ for the CPU, and there is no compiler for that.
+    """
+    compilers = (os.environ.get("CXX"), "g++", "clang++", "cl")
+    if device == "cpu" and not any(shutil.which(name) for name in compilers if name):
+        raise ConfigError(
+            "train.compile needs a C++ compiler for the CPU, and there is none: install g++ (or name yours in the "
+            "environment variable CXX), or leave train.compile out."
+        )

@@ -6,7 +6,7 @@ import contextlib
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich.console import Console
@@ -19,7 +19,7 @@ from mnist_dist.config import Config, Resolved
 from mnist_dist.data import Dataset, Sampler, open_dataset
 from mnist_dist.data.residency import bytes_of, choose_residency
 from mnist_dist.data.transforms import Batches, Gather
-from mnist_dist.device import is_out_of_memory
+from mnist_dist.device import is_out_of_memory, refuse_without_compiler
 from mnist_dist.errors import DeviceMemoryError, StoppedError
 from mnist_dist.folder import RunFolder, default_run_folder
 from mnist_dist.fused import Stepper
@@ -185,6 +185,9 @@ def _build(config: Config, dataset: Dataset, runtime: Runtime) -> tuple[nn.Modul
     kind = Exact if config.train.reduction == "exact" else Ddp
     reduction = kind(runtime, model, global_batch=config.train.global_batch)
     reduction.warm_up(torch.zeros(1, channels, size, size, device=runtime.device))
+    if config.train.compile:
+        refuse_without_compiler(runtime.device.type)
+        reduction.model = cast("nn.Module", torch.compile(reduction.model))  # evaluation stays as it is
     optimizer = build_optimizer(config.optimizer, model.parameters(), fused=runtime.precision.value != "fp16")
     return model, reduction, optimizer
 

@@ -176,6 +176,8 @@ class Train(Section):
     """What initial weights, order, augmentation and dropout are drawn from."""
     device: Device = "auto"
     precision: Precision = "auto"
+    compile: bool = False
+    """Train with `torch.compile`, which takes tens of seconds first; `bench` shows whether steps are quicker then."""
     threads: int | None = Field(None, ge=1)
     """CPU threads of each process; null: an equal share of the CPUs."""
     log_every: int = Field(50, ge=1)

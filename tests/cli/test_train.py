@@ -1,6 +1,7 @@
 """`train` from a user's side: what it prints and what it leaves behind."""
 
 import json
+import math
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -155,3 +156,42 @@ def test_a_dry_run_writes_nothing(command, tmp_path):
     assert "processes      2" in ended.out
     assert "32 = 16 x 1 x 2" in ended.out
     assert not list(tmp_path.iterdir())
+
+
+def test_a_compiled_network_learns_the_same(command, tmp_path):
+    losses = {}
+    for compiled in ("false", "true"):
+        settings = ["model.dropout=0", "train.max_steps=6", "train.log_every=1", f"train.compile={compiled}"]
+        words = [word for setting in settings for word in ("--set", setting)]
+        outcome = command("train", "--config", "quick", "--run", compiled, *words)
+        assert outcome.code == 0, outcome.err
+        losses[compiled] = [row["loss"] for row in journal(tmp_path / compiled, "step")]
+    assert len(losses["true"]) == 6
+    assert losses["true"] == pytest.approx(losses["false"], rel=1e-3)
+
+
+def test_compiling_for_the_cpu_without_a_compiler_is_refused(command, tmp_path):
+    outcome = command("train", "--config", "quick", "--set", "train.compile=true", PATH=str(tmp_path), CXX="")
+    assert outcome.code == 2
+    assert "needs a C++ compiler" in outcome.err
+
+
+def test_smoothed_labels_are_trained_towards_and_not_evaluated_against(command, tmp_path):
+    words = ["--config", "quick", "--set", "train.label_smoothing=0.5", "--epochs", "3", "--run", "smooth"]
+    assert command("train", *words).code == 0
+    row = journal(tmp_path / "smooth", "epoch")[-1]
+    entropy = -(0.55 * math.log(0.55) + 9 * 0.05 * math.log(0.05))  # of a target: no network comes below
+    assert entropy < row["train_loss"] < entropy + 0.5
+    assert row["test_loss"] < entropy
+    assert row["test_accuracy"] > 0.9
+
+
+@pytest.mark.mnist
+def test_the_fast_recipe_makes_a_good_classifier_of_undecoded_pictures(command, mnist_idx):
+    assert command("data", "import", "--from", mnist_idx, "--to", "Dataset").code == 0
+    outcome = command("train", "--config", "fast", "--run", "fast", "--json")
+    assert outcome.code == 0, outcome.err
+    assert "Decoding 70,000 pictures" in outcome.err
+    result = outcome.json()
+    assert result["evaluated"] == "10000/10000"
+    assert result["metrics"]["test_accuracy"] > 0.985
