@@ -20,10 +20,11 @@ from PIL import Image, ImageOps
 from mnist_dist.data.png import decode_plain
 from mnist_dist.machine import allowed_cpus, die_with_parent, start_helper
 
-CHUNK = 2048
+CHUNK = 128
+PLAIN_CHUNK = 2048
 CHUNK_BYTES = 1 << 25
-"""What one process decodes before it hands it over: so many pictures or bytes at most. Filters of PNG files are undone
-for a whole chunk together."""
+"""What one process decodes before it hands it over: so many pictures or bytes at most. Filters of plain PNG files are
+undone for a whole chunk together; other pictures may take a while each."""
 
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, TypeError, zlib.error)
 """What Pillow's decoders raise for damaged files; UnidentifiedImageError is an OSError."""
@@ -84,7 +85,9 @@ def decode_all(root: Path, files: tuple[str, ...], image_size: int, channels: in
         channels: 1 or 3.
         keep: Must be picklable: it is called where a chunk was decoded, and what it returns travels here.
     """
-    size = max(1, min(CHUNK, CHUNK_BYTES // (channels * image_size**2)))
+    plain, _ = decode_plain([f"{root}/{file}" for file in files[:1]], image_size, channels)  # as the others likely are
+    most = PLAIN_CHUNK if len(plain) else CHUNK
+    size = max(1, min(most, CHUNK_BYTES // (channels * image_size**2)))
     starts = range(0, len(files), size)
     decode_chunk = partial(_decode_chunk, str(root), image_size, channels, keep)
     chunks = [files[start : start + size] for start in starts]

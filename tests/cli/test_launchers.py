@@ -121,7 +121,9 @@ def test_a_signal_while_pictures_are_decoded_ends_everything_soon(started, slow_
 def test_decoding_processes_die_with_a_killed_command(started):
     process = started("data", "check")
     helpers = []
+    deadline = time.monotonic() + 30
     while len(helpers) < 2:
+        assert time.monotonic() < deadline
         helpers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.kill()
     process.communicate()
