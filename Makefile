@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Of the benchmark:
 DATA ?= Dataset
-CONFIG ?= fast
+CONFIGS ?= fast fast-99
 
 .PHONY: train test lint benchmark clean
 .DELETE_ON_ERROR:
@@ -23,7 +23,7 @@ lint: .venv/installed-dev
 # Less than half an hour where nothing else runs; QUICK=1 for a first look.
 benchmark: .venv/installed-benchmark
 	$(BIN)/python benchmarks/compare.py --data $(DATA) --output docs/speed $(if $(QUICK),--rounds 1 --limit 3200)
-	$(BIN)/python benchmarks/time_to_accuracy.py --data $(DATA) --config $(CONFIG) --output docs/speed \
+	$(BIN)/python benchmarks/time_to_accuracy.py --data $(DATA) $(addprefix --config ,$(CONFIGS)) --output docs/speed \
 	  $(if $(QUICK),--seeds 3 --plain-runs 1)
 
 .venv/installed: pyproject.toml

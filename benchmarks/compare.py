@@ -231,7 +231,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", type=int, nargs="+", default=[64, 256])
     parser.add_argument("--epochs", type=int, default=2, help="of each process; the first is not counted")
-    parser.add_argument("--limit", type=int, default=12_800, help="pictures in an epoch of ImageFolder's rows; 0: all")
+    parser.add_argument("--limit", type=int, default=6_400, help="pictures in an epoch of ImageFolder's rows; 0: all")
     parser.add_argument("--threads", type=int, help="of the arithmetic (default: all cores that workers leave)")
     parser.add_argument("--only", action="append", choices=NAMES, metavar="NAME", help=f"of: {'; '.join(NAMES)}")
     parser.add_argument("--json", action="store_true", help="print JSON")
