@@ -14,6 +14,9 @@ EXPECTED_RANKS = "MNIST_DIST_WORLD_SIZE"
 GROUP_FOLDER = "MNIST_DIST_GROUP_FOLDER"
 """Environment variable with the private folder in which our own launcher and its ranks meet."""
 
+LAUNCHER = "MNIST_DIST_LAUNCHER"
+"""Environment variable with the process id of our own launcher."""
+
 RANK_LOG = "MNIST_DIST_RANK_LOG"
 """Environment variable with which our own launcher tells a rank where its tracebacks go."""
 

@@ -44,7 +44,7 @@ def bench(
     output: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Measure speed and scaling, see where a step's time goes. One thing is suggested."""
-    from mnist_dist.cli.processes import this_worker
+    from mnist_dist.cli.processes import own_output, this_worker
     from mnist_dist.cli.training import QUICK, resolve
 
     flags = {
@@ -55,8 +55,7 @@ def bench(
     resolved, source = resolve(config, set_, flags)
     worker = this_worker(None)
     if worker is not None:
-        assert output is not None
-        _work(resolved.config, worker.ranks, seconds, output)
+        _work(resolved.config, worker.ranks, seconds, own_output(output, "bench"))
         return
     plan = _plan(resolved.config.train, processes)
     if source == QUICK != config:

@@ -33,7 +33,7 @@ def verify(
     """Take the same steps on 1 to N processes and show what differs. N is --processes; between them 2, 4, 8, ..."""
     import tempfile
 
-    from mnist_dist.cli.processes import this_worker
+    from mnist_dist.cli.processes import own_output, this_worker
     from mnist_dist.cli.training import resolve
 
     resolved, _ = resolve(config, set_, {"data.root": ("--data", data), "train.device": ("--device", device)})
@@ -42,8 +42,7 @@ def verify(
     if this_worker(None) is not None:
         from mnist_dist.run import probe
 
-        assert output is not None
-        probe(resolved, output)
+        probe(resolved, own_output(output, "verify"))
         return
     for count in counts:
         resolved.config.train.split_batch(count)

@@ -68,3 +68,17 @@ def own_command() -> tuple[str, ...]:
     checkout = Path(__file__).parents[2]
     safe_path = () if Path.cwd() == checkout else ("-P",)  # no module of the user's folder shall hide another
     return (sys.executable, *safe_path, "-m", "mnist_dist")
+
+
+def own_output(file: Path | None, command: str) -> Path:
+    """Get the file for which a command has started this worker.
+
+    Raises:
+        ConfigError: It has none, so another launcher has started it.
+    """
+    if file is None:
+        raise ConfigError(
+            f"{command} starts its own processes: call it without another launcher, and without the variables RANK, "
+            f"LOCAL_RANK and WORLD_SIZE."
+        )
+    return file

@@ -15,7 +15,7 @@ from pathlib import Path
 from mnist_dist import heartbeat
 from mnist_dist.data.stored import Store, open_folder
 from mnist_dist.errors import WorkerError
-from mnist_dist.worker import GroupFolder
+from mnist_dist.worker import LAUNCHER, GroupFolder
 
 POLL_SECONDS = 0.003
 
@@ -41,8 +41,8 @@ def approved(group: GroupFolder) -> Store | None:
     """
     if not group.word.exists():
         return None
-    launcher = os.getppid()
-    while not (text := group.word.read_text(encoding="utf-8")):
+    launcher = int(os.environ.get(LAUNCHER, os.getppid()))
+    while not (text := _read(group)):
         heartbeat.beat()
         time.sleep(POLL_SECONDS)
         if os.getppid() != launcher:  # only where the kernel does not end ranks with their launcher
@@ -50,3 +50,10 @@ def approved(group: GroupFolder) -> Store | None:
     word = json.loads(text)
     store = open_folder(Path(word["folder"])) if word["folder"] else None
     return store and replace(store, state=word["state"])
+
+
+def _read(group: GroupFolder) -> str:
+    try:
+        return group.word.read_text(encoding="utf-8")
+    except FileNotFoundError:  # a later launcher has removed what this one has left
+        raise WorkerError("The launcher of this process is gone.") from None

@@ -1,7 +1,7 @@
 """Whether a store still is what its pictures are, told without listing them.
 
-A store remembers the time of every folder below the splits, and the size and time of every file. What is added,
-removed or renamed changes its folder's time; what is overwritten in place changes its own. Of very many files only
+A store remembers the times of every folder below the splits, and the size and time of every file. What is added,
+removed or renamed changes its folder's times; what is overwritten in place changes its own. Of very many files only
 some are looked at, evenly spread: whoever rewrites a data set of millions in place touches more than a few.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mnist_dist.data.sources import Listing
+from mnist_dist.data.sources import Listing, times_of
 from mnist_dist.data.stored import Names, Store, map_array
 
 MOST_FILES = 200_000
@@ -53,8 +53,8 @@ def look(root: Path, store: Store) -> Look | None:
     """
     assert store.folder is not None
     try:
-        folders: dict[str, int | None] = json.loads((store.folder / FOLDERS).read_text(encoding="utf-8"))
-        if any(_time(root / path) != time for path, time in folders.items()):
+        folders: dict[str, list[int] | None] = json.loads((store.folder / FOLDERS).read_text(encoding="utf-8"))
+        if any(_times(root / path) != times for path, times in folders.items()):
             return None
         total = sum(len(split.files) for split in store.splits.values())
         looked_at = 0
@@ -64,7 +64,7 @@ def look(root: Path, store: Store) -> Look | None:
             if not _unchanged(root, split.files, rows, map_array(store.folder, name, "stamps")):
                 return None
             looked_at += len(rows)
-    except (OSError, ValueError, AttributeError):  # missing, or damaged
+    except (OSError, ValueError, AttributeError, IndexError):  # missing, or damaged
         return None
     return Look(files=looked_at, of=total)
 
@@ -84,6 +84,6 @@ def _unchanged(root: Path, files: Names, rows: NDArray[np.int64], stamps: NDArra
     return np.array_equal(found, stamps[:, rows].T)
 
 
-def _time(folder: Path) -> int | None:
-    """Get a folder's time; None where there is none."""
-    return folder.stat().st_mtime_ns if folder.is_dir() else None
+def _times(folder: Path) -> list[int] | None:
+    """Get a folder's times; None where there is none."""
+    return times_of(folder.stat()) if folder.is_dir() else None

@@ -42,9 +42,9 @@ class Listing:
     classes: tuple[str, ...]
     splits: dict[str, Pictures]
     """`train`, `test` and, where there is such a folder, `val`."""
-    folders: dict[str, int | None]
-    """Modification times in nanoseconds, from before it was listed, of each folder that was; None: there is none.
-    0 for one that was changed so shortly before that a later change might get the same time."""
+    folders: dict[str, list[int] | None]
+    """Times of modification and change in nanoseconds, from before it was listed, of each folder that was; None: there
+    is none. Empty for one that was changed so shortly before that a later change might get the same times."""
 
 
 def scan(root: Path) -> Listing:
@@ -70,12 +70,12 @@ def _scan(root: Path) -> Listing:
         if not (root / split).is_dir():
             raise DataError(f"{root} has no folder {split!r}: it needs {root / split / 'CLASS'}/*.png.")
     settled = time.time_ns() - UNSETTLED_NANOSECONDS
-    times: dict[str, int] = {}
+    times: dict[str, list[int]] = {}
     class_folders = {split: _class_folders(root / split, times) for split in SPLITS if (root / split).is_dir()}
     classes = _common_classes(root, class_folders)
     splits = {split: _list_pictures(root, split, classes, times) for split in class_folders}
     start = len(str(root / "train")) - len("train")
-    folders = {path[start:].replace(os.sep, "/"): time if time < settled else 0 for path, time in times.items()}
+    folders = {path[start:].replace(os.sep, "/"): stamp if stamp[0] < settled else [] for path, stamp in times.items()}
     return Listing(root=root, classes=classes, splits=splits, folders=dict.fromkeys(SPLITS) | folders)
 
 
@@ -105,17 +105,22 @@ def walk(folder: Path) -> Iterator[os.DirEntry[str]]:
     yield from _walk(str(folder), frozenset(), {})
 
 
+def times_of(folder: os.stat_result) -> list[int]:
+    """Get when a folder was modified, which programs such as tar set back, and when changed, which they cannot."""
+    return [folder.st_mtime_ns, folder.st_ctime_ns]
+
+
 def is_picture(name: str) -> bool:
     """Tell by its ending whether a file counts as a picture; hidden files never do."""
     return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
 
 
-def _walk(folder: str, above: frozenset[tuple[int, int]], times: dict[str, int]) -> Iterator[os.DirEntry[str]]:
+def _walk(folder: str, above: frozenset[tuple[int, int]], times: dict[str, list[int]]) -> Iterator[os.DirEntry[str]]:
     status = Path(folder).stat()
     identity = (status.st_dev, status.st_ino)
     if identity in above:
         return
-    times[folder] = status.st_mtime_ns
+    times[folder] = times_of(status)
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir():
@@ -124,8 +129,8 @@ def _walk(folder: str, above: frozenset[tuple[int, int]], times: dict[str, int])
                 yield entry
 
 
-def _class_folders(folder: Path, times: dict[str, int]) -> set[str]:
-    times[str(folder)] = folder.stat().st_mtime_ns
+def _class_folders(folder: Path, times: dict[str, list[int]]) -> set[str]:
+    times[str(folder)] = times_of(folder.stat())
     return {entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")}
 
 
@@ -143,7 +148,7 @@ def _common_classes(root: Path, folders: dict[str, set[str]]) -> tuple[str, ...]
     return tuple(sorted(classes))
 
 
-def _list_pictures(root: Path, split: str, classes: tuple[str, ...], times: dict[str, int]) -> Pictures:
+def _list_pictures(root: Path, split: str, classes: tuple[str, ...], times: dict[str, list[int]]) -> Pictures:
     start = len(str(root / split)) + 1
     rows: list[tuple[str, int, int, int]] = []
     empty: list[str] = []

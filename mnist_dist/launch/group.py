@@ -21,7 +21,7 @@ from mnist_dist.heartbeat import Pulse, Pulses
 from mnist_dist.launch.forwarding import Signals
 from mnist_dist.launch.hanging import Watch, kill_with_stacks, stopped
 from mnist_dist.machine import allowed_cpus, die_with_parent
-from mnist_dist.worker import EXPECTED_RANKS, GROUP_FOLDER, RANK_LOG, TIMEOUT, GroupFolder
+from mnist_dist.worker import EXPECTED_RANKS, GROUP_FOLDER, LAUNCHER, RANK_LOG, TIMEOUT, GroupFolder
 
 POLL_SECONDS = 0.02
 ECHO_SECONDS = 1.0
@@ -131,6 +131,7 @@ def _environment(group: Group, folder: GroupFolder, rank: int) -> dict[str, str]
         "LOCAL_WORLD_SIZE": str(group.ranks),
         EXPECTED_RANKS: str(group.ranks),
         GROUP_FOLDER: str(folder.path),
+        LAUNCHER: str(os.getpid()),
         TIMEOUT: str(max(group.start_seconds, group.hang_seconds) + PEER_SECONDS),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, allowed_cpus() // group.ranks))),
     }

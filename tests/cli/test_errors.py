@@ -224,3 +224,11 @@ def test_predict_names_what_it_cannot_read(command, tmp_path, trained_run):
         ended = command("predict", trained_run, "good.png", name)
         assert ended.code == 3
         assert name in ended.err
+
+
+@pytest.mark.parametrize("own", ["verify", "bench"])
+def test_a_command_that_starts_its_own_processes_refuses_another_launcher(command, own):
+    outcome = command(own, RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+    assert outcome.code == 2
+    assert "without another launcher" in outcome.err
+    assert "Traceback" not in outcome.err

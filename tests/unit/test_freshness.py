@@ -75,8 +75,14 @@ def add_split(root):
         (root / "val" / f"class-{label}" / "0.png").write_bytes((root / "train" / "class-0" / "0.png").read_bytes())
 
 
+def add_and_set_the_time_back(root):
+    add(root)
+    settle(root)  # as unpacking an archive may
+
+
 CHANGES = [
     add,
+    add_and_set_the_time_back,
     add_deep,
     overwrite,
     replace,
@@ -173,7 +179,6 @@ def test_ranks_see_for_themselves_where_the_launcher_says_nothing_or_has_no_stor
 
 def test_ranks_do_not_wait_for_a_launcher_that_is_gone(tmp_path, monkeypatch):
     GroupFolder(tmp_path).word.touch()
-    parents = iter(range(10))
-    monkeypatch.setattr(os, "getppid", lambda: next(parents))
+    monkeypatch.setenv("MNIST_DIST_LAUNCHER", str(os.getppid() + 1))
     with pytest.raises(WorkerError, match="launcher"):
         approved(GroupFolder(tmp_path))
