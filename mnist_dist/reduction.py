@@ -8,6 +8,7 @@ the bits are the same on 1, 2, 4, ... ranks, up to one for each micro-batch.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -21,6 +22,8 @@ class Ddp:
     """Gradients averaged by DDP while the last micro-batch's backward pass is still going on."""
 
     def __init__(self, runtime: Runtime, model: nn.Module, *, global_batch: int) -> None:
+        if runtime.ranks > 1:
+            _keep_strides(model)
         self.model = runtime.prepare(model)
         self._runtime = runtime
         self._scale = runtime.ranks / global_batch  # DDP divides by ranks
@@ -79,6 +82,17 @@ class Ddp:
         for buffer in self.model.buffers():
             if buffer.is_floating_point() and self._runtime.ranks > 1:
                 buffer.copy_(self._runtime.sum(buffer) / self._runtime.ranks)
+
+
+def _keep_strides(model: nn.Module) -> None:
+    """Give the gradients of convolutions over one channel the strides of their weights, which DDP insists on.
+
+    With channels last the stride over the one channel is another; in memory that makes no difference.
+    """
+    for parameter in model.parameters():
+        if parameter.dim() == 4 and parameter.shape[1] == 1:
+            restride = partial(torch.as_strided, size=parameter.size(), stride=parameter.stride())
+            parameter.register_hook(restride)  # type: ignore[no-untyped-call]
 
 
 class Exact:
