@@ -207,6 +207,12 @@ def test_a_signal_to_an_engine_stops_its_ranks_with_a_checkpoint_and_leaves_none
     assert saved == result(tmp_path)["step"]
 
 
+def test_ranks_keep_their_memory_unless_the_user_says_how_to_allocate_it(tmp_path):
+    print_it = "import os; print(os.environ['MALLOC_TOP_PAD_'], os.environ['MALLOC_TRIM_THRESHOLD_'])"
+    ended = run([*LAUNCH, "local", "--", sys.executable, "-c", print_it], tmp_path, MALLOC_TOP_PAD_="4096")
+    assert ended.stdout.split() == ["4096", "2147483647"]
+
+
 def test_a_program_of_ones_own_is_started_again_too(tmp_path):
     script = tmp_path / "thirdly.py"
     script.write_text(
