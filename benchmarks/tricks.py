@@ -24,6 +24,7 @@ from torch.nn import functional
 
 from mnist_dist.config.schema import Sgd
 from mnist_dist.fused import Stepper
+from mnist_dist.launch.group import KEEP_MEMORY
 from mnist_dist.lean import leave_out_compiler
 from mnist_dist.models import MODELS, LargeCNN, SmallCNN
 from mnist_dist.optim import build_optimizer
@@ -37,11 +38,6 @@ LEFT_OUT = {
 ADDED = {
     "malloc": "and glibc keeps freed memory (MALLOC_MMAP_THRESHOLD_ and others)",
     "compile": "and torch.compile",
-}
-KEEP_MEMORY = {
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
-    "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1),
-    "MALLOC_TOP_PAD_": str(1 << 26),
 }
 PICTURES = 8192
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mnist_dist.config.schema import Adam, AdamW, Constant, Cosine, OneCycle, Sgd, Step
-from mnist_dist.models import MODELS, build_model, count_parameters
+from mnist_dist.models import MODELS, Dropout, build_model, count_parameters
 from mnist_dist.optim import build_optimizer, lr_at
 
 
@@ -103,3 +103,26 @@ def test_the_layout_of_a_batch_in_memory_changes_nothing_but_rounding(name, chan
     logits = model(pixels)
     other = model(pixels.contiguous(memory_format=torch.channels_last))
     assert (logits - other).abs().max() < 1e-5 * logits.abs().max().clamp(min=1)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_dropout_drops_as_often_as_it_should_and_keeps_the_mean(layout):
+    x = torch.ones(64, 32, 20, 20).to(memory_format=layout).requires_grad_()
+    torch.manual_seed(0)
+    y = Dropout(0.3)(x)
+    y.sum().backward()
+    assert y.stride() == x.stride()
+    assert y.unique().tolist() == pytest.approx([0.0, 1 / 0.7], rel=1e-4)
+    assert (y == 0).float().mean().item() == pytest.approx(0.3, abs=0.002)  # 4 standard deviations
+    assert (y == 0).float().mean(dim=(1, 2, 3)).std().item() == pytest.approx((0.21 / 12800) ** 0.5, rel=0.4)
+    assert torch.equal(x.grad, y.detach())
+
+
+def test_dropout_repeats_with_its_seed_and_rests_in_evaluation():
+    x, dropout = torch.randn(3, 5, 7, 1), Dropout(0.5)
+    first, again, other = (dropout(x) for seed in (1, 1, 2) if torch.manual_seed(seed))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(Dropout(0.0)(x), x)
+    assert not Dropout(1.0)(x).any()
+    assert dropout.eval()(x) is x
