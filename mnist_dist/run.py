@@ -275,6 +275,7 @@ def _observe(
 def _plan(parts: Parts, folder: RunFolder, *, first_step: int) -> Plan:
     config, dataset, runtime = parts.config, parts.dataset, parts.runtime
     micro_batch, accumulation = config.train.split_batch(runtime.ranks)
+    place = "" if runtime.device.type == "cpu" else f"; pixels wait on the {parts.batches['train'].residency}"
     return Plan(
         run=str(folder.path),
         device=runtime.device_choice.value,
@@ -300,5 +301,5 @@ def _plan(parts: Parts, folder: RunFolder, *, first_step: int) -> Plan:
         train_images=len(dataset.train),
         validation_images=len(dataset.validation) if dataset.validation else 0,
         test_images=len(dataset.test),
-        store=dataset.state,
+        store=dataset.state + place,
     )

@@ -46,6 +46,7 @@ class Gather:
     """
 
     def __init__(self, stored: Stored, device: torch.device, residency: Literal["device", "host"] = "host") -> None:
+        self.residency = residency
         advise(stored.images, whole=residency == "device")
         home = device if residency == "device" else torch.device("cpu")
         self._images = torch.from_numpy(stored.images).to(home)  # (N, C, H, W) uint8; mapped on the host
@@ -89,6 +90,11 @@ class Batches:
         self._normalise = Normalise(mean=mean, std=std, device=device)
         self._augmentation = augmentation if augmentation and augmentation.active else None
         self._seed = seed
+
+    @property
+    def residency(self) -> Literal["device", "host"]:
+        """Where the pixels wait."""
+        return self._gather.residency
 
     def take(self, images: NDArray[np.int64], epochs: NDArray[np.int64] | None = None) -> tuple[Tensor, Tensor]:
         """Make a batch.

@@ -49,6 +49,7 @@ def both(digits, device):
     for residency in ("device", "host"):
         gather = Gather(digits.train.stored, device, residency)
         source = Batches(digits.train, mean=digits.mean, std=digits.std, device=device, gather=gather)
+        assert source.residency == residency
         with torch.inference_mode():
             source.take(images[:2])
         yield [source.take(images), source.take(images[::-1].copy())]
