@@ -1,7 +1,8 @@
 """Keeps torch's compiler out of a run that compiles nothing: importing it takes longer than many steps of training.
 
-Every optimizer and DDP import `torch._dynamo` only to tell the compiler what to leave alone. A stand-in answers that;
-whoever asks it for anything else gets the real module, which then takes its place for good.
+Every optimizer and DDP import `torch._dynamo` only to tell the compiler what to leave alone, and a quarter of torch's
+own import is `torch._meta_registrations`, from which the compiler knows the shapes of results. Stand-ins take their
+places; whoever asks one of them for anything else gets the real module, which then takes its place for good.
 """
 
 from __future__ import annotations
@@ -12,20 +13,35 @@ from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-import torch
-
 COMPILER = "torch._dynamo"
+SHAPES = "torch._meta_registrations"
 
 
 def leave_out_compiler() -> None:
-    """Let what torch's optimizers and DDP say to the compiler go nowhere, until someone needs the compiler itself."""
+    """Import torch, and let what it says to the compiler go nowhere until someone needs the compiler itself.
+
+    Where torch is imported already, only the optimizers' and DDP's share is saved.
+    """
+    if "torch" not in sys.modules:
+        sys.modules[SHAPES] = _StandIn(SHAPES)
+    import torch
+
     if COMPILER not in sys.modules:
         stand_in = _Compiler(COMPILER)
         sys.modules[COMPILER] = stand_in
         torch._dynamo = stand_in
 
 
-class _Compiler(ModuleType):
+class _StandIn(ModuleType):
+    """Has nothing until it is asked for something."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "__file__":  # `inspect` asks every module that there is, as pydantic makes it do
+            raise AttributeError(name)
+        return getattr(_real(self.__name__), name)
+
+
+class _Compiler(_StandIn):
     """Does nothing, which is what `torch._dynamo` does with functions that are not compiled."""
 
     def __init__(self, name: str) -> None:
@@ -40,11 +56,6 @@ class _Compiler(ModuleType):
     def graph_break(self) -> None:
         """End what is compiled together."""
 
-    def __getattr__(self, name: str) -> Any:
-        if name == "__file__":  # `inspect` asks every module that there is, as pydantic makes it do
-            raise AttributeError(name)
-        return getattr(_real_compiler(), name)
-
 
 class _Part(SimpleNamespace):
     """A submodule of which only a little is known."""
@@ -53,11 +64,14 @@ class _Part(SimpleNamespace):
         super().__init__(_submodule=submodule, **known)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(getattr(_real_compiler(), self._submodule), name)
+        return getattr(getattr(_real(COMPILER), self._submodule), name)
 
 
-def _real_compiler() -> ModuleType:
-    if isinstance(sys.modules.get(COMPILER), _Compiler):
-        del sys.modules[COMPILER]
-        del torch._dynamo
-    return importlib.import_module(COMPILER)
+def _real(name: str) -> ModuleType:
+    """Import what a stand-in stands for: shapes first, as torch itself does."""
+    for module in (SHAPES, COMPILER) if name == COMPILER else (SHAPES,):
+        if isinstance(sys.modules.get(module), _StandIn):
+            del sys.modules[module]
+            vars(sys.modules["torch"]).pop(module.removeprefix("torch."), None)
+        importlib.import_module(module)
+    return sys.modules[name]

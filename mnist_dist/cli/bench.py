@@ -143,10 +143,12 @@ def _measure(resolved: Resolved, plan: Plan, seconds: float) -> Report:
 
 def _work(config: Config, ranks: int, seconds: float, file: Path) -> None:
     """Measure as one rank; the file holds the cases, and the record after that."""
-    from mnist_dist.benchmark.ranks import measure_alone, measure_together
-    from mnist_dist.benchmark.records import read_cases
     from mnist_dist.lean import leave_out_compiler
 
-    leave_out_compiler()  # as in training
+    if not config.train.compile:
+        leave_out_compiler()  # as in training
+    from mnist_dist.benchmark.ranks import measure_alone, measure_together
+    from mnist_dist.benchmark.records import read_cases
+
     measure = measure_alone if ranks == 1 else measure_together
     measure(config, read_cases(file), seconds, file)

@@ -246,12 +246,14 @@ def _given(flags: Mapping[str, tuple[str, object]]) -> list[Setting]:
 
 def _work(resolved: Resolved, run: Path | None, *, resume: bool, init_from: Path | None, as_json: bool) -> None:
     """Train as one rank of a group; rank 0 prints."""
+    from mnist_dist.lean import leave_out_compiler
+
+    if not resolved.config.train.compile:
+        leave_out_compiler()
     from rich.console import Console
 
-    from mnist_dist.lean import leave_out_compiler
     from mnist_dist.run import train
 
-    leave_out_compiler()
     result = train(resolved, run=run, resume=resume, init_from=init_from, console=Console(stderr=as_json))
     if as_json and int(os.environ.get("RANK", "0")) == 0:
         typer.echo(json.dumps(result.to_json()))

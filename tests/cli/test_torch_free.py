@@ -54,8 +54,8 @@ def test_a_command_that_needs_no_torch_does_not_import_it(words, code, tmp_path)
     assert ended.stdout.splitlines()[-1] == f"MODULES {code}", ended.stderr
 
 
-HEAVY = ("torch._dynamo.eval_frame", "torch._inductor", "torch.distributed.tensor", "torch.onnx", "torchvision",
-         "sympy", "pandas", "scipy", "matplotlib", "sklearn", "tensorflow")  # fmt: skip
+HEAVY = ("torch._dynamo.eval_frame", "torch._inductor", "torch._refs", "torch.distributed.tensor", "torch.onnx",
+         "torchvision", "sympy", "pandas", "scipy", "matplotlib", "sklearn", "tensorflow")  # fmt: skip
 """What takes long to import and no plain training needs."""
 
 RANK = f"""

@@ -6,10 +6,12 @@ import sys
 
 TRAINING = """
 import json, sys
-import torch
 from mnist_dist.lean import leave_out_compiler
-if sys.argv[1] == "lean":
+if sys.argv[1] == "late":
+    import torch
+if sys.argv[1] != "usual":
     leave_out_compiler()
+import torch
 record = {}
 for name, kind in (("sgd", torch.optim.SGD), ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)):
     for fused in (False, True):
@@ -29,9 +31,11 @@ for name, kind in (("sgd", torch.optim.SGD), ("adam", torch.optim.Adam), ("adamw
         record[f"{name} {fused}"] = [value.hex() for p in model.parameters() for value in p.flatten().tolist()]
 import inspect
 inspect.getmodule(inspect.currentframe().f_code)  # looks at every module that there is
-heavy = [name for name in ("torch._dynamo.eval_frame", "torch._inductor", "sympy") if name in sys.modules]
+heavy = ("torch._dynamo.eval_frame", "torch._inductor", "sympy", "torch._refs")
+heavy = [name for name in heavy if name in sys.modules]
 compiled = torch.compile(lambda x: x * 2 + 1, backend="eager")(torch.ones(2)).tolist()
-print(json.dumps({"weights": record, "heavy": heavy, "compiled": compiled,
+shape = torch.nn.Conv2d(1, 2, 3, device="meta")(torch.empty(1, 1, 8, 8, device="meta")).shape
+print(json.dumps({"weights": record, "heavy": heavy, "compiled": compiled, "shape": shape,
                   "real": hasattr(sys.modules["torch._dynamo"], "eval_frame")}))
 """
 
@@ -42,9 +46,12 @@ def train(how):
 
 
 def test_optimizers_do_the_same_to_the_bit_without_the_compiler():
-    lean, usual = train("lean"), train("usual")
-    assert lean["weights"] == usual["weights"]
-    assert usual["heavy"]
+    lean, late, usual = train("lean"), train("late"), train("usual")
+    assert lean["weights"] == late["weights"] == usual["weights"]
     assert lean["heavy"] == []
-    assert lean["compiled"] == usual["compiled"] == [3.0, 3.0]
-    assert lean["real"]
+    assert late["heavy"] == ["torch._refs"]  # torch was there before
+    assert len(usual["heavy"]) == 4
+    for found in (lean, late, usual):
+        assert found["compiled"] == [3.0, 3.0]
+        assert found["shape"] == [1, 2, 6, 6]  # which torch knows from what was left out
+        assert found["real"]
