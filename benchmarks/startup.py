@@ -1,6 +1,7 @@
 """Seconds from a command's start to the end of the first training step, with two CPU processes.
 
-The same training through our own launcher, through torchrun and through `accelerate launch`, in turns:
+The same training through our own launcher, through torchrun and through `accelerate launch`, in turns with two bare
+processes that import torch and end:
 
     python benchmarks/startup.py --rounds 7
 """
@@ -31,6 +32,9 @@ LAUNCHERS = {
 }
 
 
+IMPORTS = "twice import torch"
+
+
 def seconds_to_first_step(words: list[object]) -> float:
     """Run a training and look at its journal until the first step is there."""
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
@@ -49,18 +53,28 @@ def seconds_to_first_step(words: list[object]) -> float:
     return seconds
 
 
+def seconds_of_imports() -> float:
+    """Let two processes import torch at once."""
+    began = time.perf_counter()
+    processes = [subprocess.Popen([sys.executable, "-c", "import torch"]) for _ in range(2)]
+    for process in processes:
+        process.wait()
+    return time.perf_counter() - began
+
+
 def main() -> None:
     """Measure in turns and print medians with their ranges."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    seconds: dict[str, list[float]] = {name: [] for name in LAUNCHERS}
+    seconds: dict[str, list[float]] = {name: [] for name in (*LAUNCHERS, IMPORTS)}
     for words in LAUNCHERS.values():
         seconds_to_first_step(words)  # fills the page cache
     for _ in range(options.rounds):
         for name, words in LAUNCHERS.items():
             seconds[name].append(seconds_to_first_step(words))
+        seconds[IMPORTS].append(seconds_of_imports())
     ours = statistics.median(seconds["mnist-dist train"])
     rows = {
         name: {"median": statistics.median(times), "least": min(times), "most": max(times),

@@ -34,6 +34,7 @@ LEFT_OUT = {
     "channels": "pictures with channels first in memory",
     "pooling": "pooling after mask and ReLU",
     "optimizer": "the public Optimizer.step and zero_grad",
+    "dropout": "nn.Dropout for the many values of large_cnn",
 }
 ADDED = {
     "malloc": "and glibc keeps freed memory (MALLOC_MMAP_THRESHOLD_ and others)",
@@ -72,6 +73,8 @@ def images_per_second(variant: str, options: argparse.Namespace) -> float:
         leave_out_compiler()
     kinds = LATE_POOLING if variant == "pooling" else MODELS
     model: nn.Module = kinds[options.model](classes=10, channels=1, image_size=28)
+    if variant == "dropout":
+        model.conv2_drop = nn.Dropout(model.conv2_drop.p)
     layout = torch.contiguous_format if variant == "channels" else torch.channels_last
     pictures, labels = torch.randn(PICTURES, 1, 28, 28), torch.randint(10, (PICTURES,))
     optimizer = build_optimizer(Sgd(), model.parameters())
@@ -111,6 +114,8 @@ def main() -> None:
         print(images_per_second(options.only, options))
         return
     variants = {ALL: ALL} | {key: f"with {text}" for key, text in LEFT_OUT.items()} | ADDED
+    if options.model != "large_cnn":
+        del variants["dropout"]
     rates: dict[str, list[float]] = {text: [] for text in variants.values()}
     for _ in range(options.rounds):
         for key, text in variants.items():

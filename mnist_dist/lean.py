@@ -1,8 +1,9 @@
 """Keeps torch's compiler out of a run that compiles nothing: importing it takes longer than many steps of training.
 
 Every optimizer and DDP import `torch._dynamo` only to tell the compiler what to leave alone, and a quarter of torch's
-own import is `torch._meta_registrations`, from which the compiler knows the shapes of results. Stand-ins take their
-places; whoever asks one of them for anything else gets the real module, which then takes its place for good.
+own import is `torch._meta_registrations`, from which the compiler and tensors on the meta device know the shapes of
+results. Stand-ins take their places; whoever asks one of them for anything else gets the real module, which then takes
+its place for good. Until then, some operators are unknown on the meta device. Not for a process that compiles.
 """
 
 from __future__ import annotations

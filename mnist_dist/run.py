@@ -275,7 +275,7 @@ def _observe(
 def _plan(parts: Parts, folder: RunFolder, *, first_step: int) -> Plan:
     config, dataset, runtime = parts.config, parts.dataset, parts.runtime
     micro_batch, accumulation = config.train.split_batch(runtime.ranks)
-    place = "" if runtime.device.type == "cpu" else f"; pixels wait on the {parts.batches['train'].residency}"
+    place = "" if runtime.device.type == "cpu" else f"; pixels in {parts.batches['train'].residency} memory"
     return Plan(
         run=str(folder.path),
         device=runtime.device_choice.value,

@@ -93,7 +93,7 @@ class Batches:
 
     @property
     def residency(self) -> Literal["device", "host"]:
-        """Where the pixels wait."""
+        """Where all pixels are kept: in the memory of the device or of its host."""
         return self._gather.residency
 
     def take(self, images: NDArray[np.int64], epochs: NDArray[np.int64] | None = None) -> tuple[Tensor, Tensor]:

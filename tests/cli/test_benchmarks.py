@@ -54,3 +54,27 @@ def test_time_to_accuracy_decodes_in_every_run_and_leaves_the_pictures_alone(ben
     assert 0 < plain["evaluation_seconds"] < plain["seconds"]
     assert "plain PyTorch, one epoch" in (tmp_path / "out" / "time-to-accuracy.md").read_text()
     assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["test", "train"]
+
+
+def run(script, *words):
+    command = [sys.executable, BENCHMARKS / script, *map(str, words)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def test_a_step_profile_has_the_rate_of_every_operator_that_multiplies(tmp_path, folder_of):
+    printed = run("step_profile.py", "--data", folder_of(tmp_path / "pictures"), "--batch", 8, "--steps", 2)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines() if line.startswith("|")]
+    rates = {name: rate for name, _, _, _, rate in rows[2:] if rate}
+    assert set(rates) == {"mkldnn_convolution", "convolution_backward", "addmm", "mm"}
+    assert sum(float(row[3].rstrip("%")) for row in rows[2:]) == pytest.approx(100, abs=2)
+
+
+def test_convolutions_are_timed_as_they_are_wider_and_as_products():
+    printed = run("convolutions.py", "--batch", 2, "--rounds", 1)
+    assert len([line for line in printed.splitlines() if line.startswith(("| first", "| second"))]) == 6
+
+
+def test_a_trick_can_be_left_out():
+    assert float(run("tricks.py", "--model", "large_cnn", "--batch", 4, "--seconds", 0.1, "--only", "dropout")) > 0

@@ -33,8 +33,10 @@ import inspect
 inspect.getmodule(inspect.currentframe().f_code)  # looks at every module that there is
 heavy = ("torch._dynamo.eval_frame", "torch._inductor", "sympy", "torch._refs")
 heavy = [name for name in heavy if name in sys.modules]
-compiled = torch.compile(lambda x: x * 2 + 1, backend="eager")(torch.ones(2)).tolist()
+import torch._meta_registrations as shapes
+shapes.meta_conv
 shape = torch.nn.Conv2d(1, 2, 3, device="meta")(torch.empty(1, 1, 8, 8, device="meta")).shape
+compiled = torch.compile(lambda x: x * 2 + 1, backend="eager")(torch.ones(2)).tolist()
 print(json.dumps({"weights": record, "heavy": heavy, "compiled": compiled, "shape": shape,
                   "real": hasattr(sys.modules["torch._dynamo"], "eval_frame")}))
 """
@@ -53,5 +55,5 @@ def test_optimizers_do_the_same_to_the_bit_without_the_compiler():
     assert len(usual["heavy"]) == 4
     for found in (lean, late, usual):
         assert found["compiled"] == [3.0, 3.0]
-        assert found["shape"] == [1, 2, 6, 6]  # which torch knows from what was left out
+        assert found["shape"] == [1, 2, 6, 6]  # which torch knows once someone has asked for what was left out
         assert found["real"]

@@ -118,6 +118,37 @@ def test_dropout_drops_as_often_as_it_should_and_keeps_the_mean(layout):
     assert torch.equal(x.grad, y.detach())
 
 
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.ones(0, 3),
+        torch.tensor(1.0),
+        torch.ones(70, 90).t(),
+        torch.ones(1, 5).expand(70, 5),
+        torch.ones(9, 40, 11)[:, ::3, 1:],
+        torch.ones(33, 7, dtype=torch.bfloat16),
+        torch.ones(33, 7, dtype=torch.float64),
+    ],
+    ids=["empty", "scalar", "transposed", "expanded", "sliced", "bfloat16", "float64"],
+)
+def test_dropout_takes_any_tensor_and_draws_the_same_with_any_number_of_threads(x):
+    threads, found = torch.get_num_threads(), []
+    for number in (1, 2):
+        torch.set_num_threads(number)
+        torch.manual_seed(3)
+        found.append(Dropout(0.25)(x))
+    torch.set_num_threads(threads)
+    assert torch.equal(*found)
+    assert (found[0].shape, found[0].dtype) == (x.shape, x.dtype)
+    assert set(found[0].unique().tolist()) <= {0.0, torch.tensor(4 / 3, dtype=x.dtype).item()}
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.5, math.nan])
+def test_dropout_refuses_what_is_no_probability(p):
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        Dropout(p)
+
+
 def test_dropout_repeats_with_its_seed_and_rests_in_evaluation():
     x, dropout = torch.randn(3, 5, 7, 1), Dropout(0.5)
     first, again, other = (dropout(x) for seed in (1, 1, 2) if torch.manual_seed(seed))
