@@ -1,9 +1,11 @@
-"""Run a command to its end, and see how long it takes and how much memory its processes use."""
+"""Run a command to its end, and see how long it takes and how much memory its processes use; or become a rank."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -25,6 +27,14 @@ class Ended:
     peak_bytes: int | None
     """Most memory seen at once over the command's processes, shared pages divided among those that share them
     (Linux's proportional set size); None where it was not watched or the system does not tell."""
+
+
+def become_rank() -> None:
+    """Start this script again as our launcher starts a rank, with its threads and memory settings, unless it is one."""
+    if "RANK" not in os.environ:
+        launch = ("launch", "local", "--processes", "1", "--max-restarts", "0", "--")
+        words = [sys.executable, "-m", "mnist_dist", *launch, sys.executable, *sys.argv]
+        sys.exit(subprocess.run(words, check=False).returncode)
 
 
 def run_command(words: Sequence[object], *, watch_memory: bool = False) -> Ended:

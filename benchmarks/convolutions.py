@@ -8,17 +8,13 @@ Forward and backward pass of each layer by itself, on random values in memory, i
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 
 import torch
+from commands import become_rank
 from summary import spread_of
 from torch.nn import functional
-
-from mnist_dist.launch.group import KEEP_MEMORY
 
 SIDE = 5
 TIMES = 50
@@ -89,15 +85,13 @@ def measure(batch: int, rounds: int) -> None:
 
 
 def main() -> None:
-    """Measure in a process with the memory settings that our launcher gives a rank."""
+    """Measure in a process as our launcher starts it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
-    if KEEP_MEMORY.items() <= os.environ.items():
-        measure(options.batch, options.rounds)
-    else:
-        sys.exit(subprocess.run([sys.executable, *sys.argv], env=os.environ | KEEP_MEMORY, check=False).returncode)
+    become_rank()
+    measure(options.batch, options.rounds)
 
 
 if __name__ == "__main__":

@@ -10,29 +10,23 @@ watched by torch's profiler, which makes each operator a little slower:
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
 import sys
 import time
 from dataclasses import replace
 
 import torch
-from torch.nn import functional
+from commands import become_rank
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 
 from mnist_dist import train as loop
-from mnist_dist.benchmark.arithmetic import matrix_flop_per_second
+from mnist_dist.benchmark.arithmetic import flop_by_operator, matrix_flop_per_second
 from mnist_dist.config import Setting, load
 from mnist_dist.data import open_dataset
-from mnist_dist.launch.group import KEEP_MEMORY
+from mnist_dist.errors import MnistDistError
 from mnist_dist.observe import Observer, Observers
-from mnist_dist.parts import Parts
 from mnist_dist.progress import Progress
 from mnist_dist.run import build_parts, join
 
-RANK = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "GOMP_SPINCOUNT": "50000", **KEEP_MEMORY}
-"""What our launcher gives a rank of its own."""
 WARM_STEPS = 100
 TOUCHED_BLOCKS, BLOCK_BYTES = 3, 1 << 29
 """Of memory, used and freed before the profiler starts. The profiler's records take the places of a step's tensors, so
@@ -85,7 +79,7 @@ def profile_steps(options: argparse.Namespace) -> None:
     watch = Watch(options.steps)
     with join(config) as runtime:
         parts = build_parts(config, dataset, runtime)
-        flops = _flops_of_step(parts)
+        flops = flop_by_operator(parts)
         loop.train(replace(parts, observers=Observers((watch,))), Progress())
         square = matrix_flop_per_second(runtime.device, "fp32")
 
@@ -109,18 +103,8 @@ def profile_steps(options: argparse.Namespace) -> None:
     print(f"| {len(rows) - options.rows} others, and Python | | {rest / options.steps * 1e3:.3f} | {share:.1%} | |")
 
 
-def _flops_of_step(parts: Parts) -> dict[str, int]:
-    """Count a step's additions and multiplications by operator."""
-    images, epochs = parts.sampler.batch(0)
-    pixels, labels = parts.batches["train"].take(images, epochs)
-    with FlopCounterMode(display=False) as counter:
-        functional.cross_entropy(parts.reduction.model(pixels), labels).backward()
-    parts.optimizer.zero_grad()
-    return {str(name).removeprefix("aten."): count for name, count in counter.get_flop_counts()["Global"].items()}
-
-
 def main() -> None:
-    """Profile in a process with the environment that our launcher gives a rank."""
+    """Profile in a process as our launcher starts it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="Dataset")
     parser.add_argument("--model", default="small_cnn")
@@ -128,10 +112,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--rows", type=int, default=24)
     options = parser.parse_args()
-    if RANK.items() <= os.environ.items():
+    if options.steps < 1:
+        parser.error("--steps must be at least 1")
+    become_rank()
+    try:
         profile_steps(options)
-    else:
-        sys.exit(subprocess.run([sys.executable, *sys.argv], env=os.environ | RANK, check=False).returncode)
+    except MnistDistError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

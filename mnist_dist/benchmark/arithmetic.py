@@ -46,9 +46,15 @@ def _seconds_of_product(square: torch.Tensor) -> float:
 
 
 def flop_per_image(parts: Parts) -> float:
-    """Count what forward and backward pass need for one picture: convolutions and matrix products alone.
+    """Count what forward and backward pass need for one picture: convolutions and matrix products alone. One rank."""
+    micro_batch, _ = parts.config.train.split_batch(1)
+    return sum(flop_by_operator(parts).values()) / micro_batch
 
-    The counter is torch's own; pooling, activations, the loss and the optimizer are not in it. One rank.
+
+def flop_by_operator(parts: Parts) -> dict[str, int]:
+    """Count what forward and backward pass of a micro-batch need, by the names of torch's operators. One rank.
+
+    The counter is torch's own; pooling, activations, the loss and the optimizer are not in it.
     """
     micro_batch, _ = parts.config.train.split_batch(1)
     images, epochs = (values[:micro_batch] for values in parts.sampler.batch(0))
@@ -56,7 +62,7 @@ def flop_per_image(parts: Parts) -> float:
     with FlopCounterMode(display=False) as counter:
         functional.cross_entropy(parts.reduction.model(pixels), labels).backward()  # type: ignore[no-untyped-call]
     parts.optimizer.zero_grad()
-    return float(counter.get_total_flops()) / micro_batch
+    return {str(operator).removeprefix("aten."): flop for operator, flop in counter.get_flop_counts()["Global"].items()}
 
 
 def peak_memory() -> int:
