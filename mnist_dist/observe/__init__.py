@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from mnist_dist.reports import EpochReport, Evaluation, Event, Plan, Result, StepReport
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # they need numpy, and names are shown without it
+    from mnist_dist.reports import EpochReport, Evaluation, Event, Plan, Result, StepReport
 
 
 class Observer:

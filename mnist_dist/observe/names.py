@@ -1,0 +1,34 @@
+"""Names as text: a person reads every character of them, and none of them acts."""
+
+from __future__ import annotations
+
+import re
+
+_NO_WIDTH = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
+"""Letters and marks by their category that nobody sees: fillers, joiners, variation selectors, the empty Braille cell.
+All else without width, or that changes a text's direction, is not printable anyway."""
+
+
+def shown(text: object) -> str:
+    r"""Return a name, or a message with names in it, as one line of visible characters.
+
+    What a terminal would obey or nobody could see stands there as its escape: control characters and line breaks,
+    marks that turn the direction of writing, characters without width, spaces other than the usual one, and bytes that
+    are no text (`\udce9`). A backslash stays as it is, so that a text that was shown already comes back unchanged.
+
+    Args:
+        text: Anything; its `str` counts.
+    """
+    line = str(text)
+    if line.isascii() and line.isprintable():
+        return line
+    return "".join(
+        c if c.isprintable() and not _NO_WIDTH.match(c) else c.encode("unicode_escape").decode() for c in line
+    )
+
+
+def shown_lines(text: object) -> str:
+    """Return a text of several lines, each as `shown` returns it; line feeds and tabs alone lay it out."""
+    return "".join(part if part in ("\n", "\t") else shown(part) for part in re.split("([\n\t])", str(text)))
