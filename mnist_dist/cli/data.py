@@ -13,6 +13,9 @@ from mnist_dist.errors import ConfigError, DataError
 app = typer.Typer(help="Import, check and measure pictures.", no_args_is_help=True)
 
 Root = Annotated[Path, typer.Argument(metavar="[DATA]", help="Folder with train/CLASS/* and test/CLASS/*.")]
+MaxMegapixels = Annotated[
+    int, typer.Option(min=1, max=4096, help="Largest picture to decode; `data.max_megapixels` of a run.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -42,15 +45,16 @@ def import_(
 
 
 @app.command("check")
-def check(root: Root = Path("Dataset"), as_json: Json = False) -> None:
+def check(root: Root = Path("Dataset"), max_megapixels: MaxMegapixels = 256, as_json: Json = False) -> None:
     """Decode every picture and list each file that cannot be read or would be ignored; exit 3 if one is bad."""
-    from mnist_dist.data.pictures import decode_all, discard
+    from mnist_dist.data.pictures import Decoding, decode_all, discard
     from mnist_dist.data.sources import is_picture, scan, walk
 
     listing = scan(root)
+    decoding = Decoding(image_size=8, channels=1, max_megapixels=max_megapixels)
     unreadable: dict[str, str] = {}
     for pictures in listing.splits.values():
-        for chunk in decode_all(root, pictures.files, image_size=8, channels=1, keep=discard):
+        for chunk in decode_all(root, pictures.files, decoding, discard):
             unreadable |= dict(chunk.unreadable)
     ignored = sorted(
         entry.path for split in listing.splits for entry in walk(root / split) if not is_picture(entry.name)
@@ -73,6 +77,7 @@ def stats(
     root: Root = Path("Dataset"),
     image_size: Annotated[int, typer.Option(min=8, help="Measured after resizing to this.")] = 28,
     channels: Annotated[int, typer.Option(min=1, max=3, help="1 or 3.")] = 1,
+    max_megapixels: MaxMegapixels = 256,
     as_json: Json = False,
 ) -> None:
     """Count pictures by class and split, and measure the training set's mean and standard deviation."""
@@ -85,7 +90,9 @@ def stats(
 
     if channels == 2:
         raise ConfigError("--channels is 2: use 1 (grayscale) or 3 (colour).")
-    data = Data(root=str(root), image_size=image_size, channels=3 if channels == 3 else 1)
+    data = Data(
+        root=str(root), image_size=image_size, channels=3 if channels == 3 else 1, max_megapixels=max_megapixels
+    )
     dataset = open_dataset(data, seed=0, announce=lambda line: typer.echo(line, err=True))
     counts = {
         name: np.bincount(split.labels, minlength=len(dataset.classes)).tolist()

@@ -48,6 +48,8 @@ class Data(Section):
     """Height and width that every picture is resized to."""
     channels: Literal[1, 3] = 1
     """1 for grayscale, 3 for colour."""
+    max_megapixels: int = Field(256, ge=1, le=4096)
+    """Pictures of more than so many million pixels are refused: decoding takes up to 12 bytes of memory a pixel."""
     validation_fraction: float = Field(0.0, ge=0, le=0.9)
     """Share of each class's training pictures to hold out, where there is no `val` folder."""
     mean: tuple[float, ...] | None = None

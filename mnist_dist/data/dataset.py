@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from mnist_dist.config.schema import EMBEDDED_DIGITS, Data
 from mnist_dist.data import sources
 from mnist_dist.data.approval import approved
+from mnist_dist.data.pictures import Decoding
 from mnist_dist.data.store import Announce, open_or_build
 from mnist_dist.data.stored import Store, Stored, from_arrays, in_memory
 from mnist_dist.errors import ConfigError, DataError
@@ -184,7 +185,8 @@ def mean_and_std(stored: Stored, rows: NDArray[np.int64] | None) -> tuple[tuple[
 def _open_store(data: Data, announce: Announce) -> Store:
     if data.root == EMBEDDED_DIGITS:
         return _digits(data)
-    return open_or_build(Path(data.root), data.image_size, data.channels, announce)
+    decoding = Decoding(image_size=data.image_size, channels=data.channels, max_megapixels=data.max_megapixels)
+    return open_or_build(Path(data.root), decoding, announce)
 
 
 def _digits(data: Data) -> Store:

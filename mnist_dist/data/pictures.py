@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import multiprocessing
 import sys
 import warnings
@@ -35,6 +37,23 @@ Keep = Callable[[int, NDArray[np.uint8]], T]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Decoding:
+    """What pictures are decoded to."""
+
+    image_size: int
+    """Height and width of the result; a picture is stretched to it."""
+    channels: int
+    """1 for grayscale (ITU-R 601 luma), 3 for colour."""
+    max_megapixels: int = 256
+    """Larger pictures are refused before they are decoded."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """`(C, H, W)` of each picture."""
+        return self.channels, self.image_size, self.image_size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk(Generic[T]):
     """Some pictures that follow each other, decoded."""
 
@@ -46,13 +65,14 @@ class Chunk(Generic[T]):
     """A (file, reason) pair for each picture that cannot be read and is left black."""
 
 
-def decode(path: str | Path, image_size: int, channels: int) -> NDArray[np.uint8]:
+def decode(path: str | Path, image_size: int, channels: int, *, max_megapixels: int = 256) -> NDArray[np.uint8]:
     """Decode one picture: upright, on white where it is transparent, resized.
 
     Args:
         path: Any format that Pillow reads; 16-bit gray is scaled to 8 bits.
         image_size: Height and width of the result; the picture is stretched to it.
         channels: 1 for grayscale (ITU-R 601 luma), 3 for colour.
+        max_megapixels: Larger pictures are refused.
 
     Returns:
         `(channels, image_size, image_size)` uint8.
@@ -63,7 +83,7 @@ def decode(path: str | Path, image_size: int, channels: int) -> NDArray[np.uint8
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            with Image.open(path) as picture:
+            with _at_most(max_megapixels), Image.open(path) as picture:
                 picture.load()
                 upright = ImageOps.exif_transpose(picture)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -75,21 +95,22 @@ def decode(path: str | Path, image_size: int, channels: int) -> NDArray[np.uint8
     return array[None] if channels == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))
 
 
-def decode_all(root: Path, files: tuple[str, ...], image_size: int, channels: int, keep: Keep[T]) -> Iterator[Chunk[T]]:
+def decode_all(root: Path, files: tuple[str, ...], decoding: Decoding, keep: Keep[T]) -> Iterator[Chunk[T]]:
     """Decode many pictures with all CPUs, in order, a chunk at a time.
 
     Args:
         root: What the files are relative to.
         files: The pictures.
-        image_size: Height and width to decode them to.
-        channels: 1 or 3.
+        decoding: What they are decoded to.
         keep: Must be picklable: it is called where a chunk was decoded, and what it returns travels here.
     """
-    plain, _ = decode_plain([f"{root}/{file}" for file in files[:1]], image_size, channels)  # as the others likely are
+    plain, _ = decode_plain(
+        [f"{root}/{file}" for file in files[:1]], decoding.image_size, decoding.channels
+    )  # as the others likely are
     most = PLAIN_CHUNK if len(plain) else CHUNK
-    size = max(1, min(most, CHUNK_BYTES // (channels * image_size**2)))
+    size = max(1, min(most, CHUNK_BYTES // math.prod(decoding.shape)))
     starts = range(0, len(files), size)
-    decode_chunk = partial(_decode_chunk, str(root), image_size, channels, keep)
+    decode_chunk = partial(_decode_chunk, str(root), decoding, keep)
     chunks = [files[start : start + size] for start in starts]
     processes = min(allowed_cpus(), len(chunks)) if sys.platform == "linux" else 1
     if processes == 1:
@@ -109,21 +130,31 @@ def hand_over(start: int, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return images
 
 
-def _decode_chunk(
-    root: str, image_size: int, channels: int, keep: Keep[T], start: int, files: tuple[str, ...]
-) -> Chunk[T]:
+def _decode_chunk(root: str, decoding: Decoding, keep: Keep[T], start: int, files: tuple[str, ...]) -> Chunk[T]:
     paths = [f"{root}/{file}" for file in files]
-    images = np.zeros((len(files), channels, image_size, image_size), np.uint8)
-    plain, pixels = decode_plain(paths, image_size, channels)
+    images = np.zeros((len(files), *decoding.shape), np.uint8)
+    plain, pixels = decode_plain(paths, decoding.image_size, decoding.channels)
     images[plain] = pixels
     unreadable = []
     for row in sorted(set(range(len(files))).difference(plain.tolist())):
         try:
-            images[row] = decode(paths[row], image_size, channels)
+            images[row] = decode(
+                paths[row], decoding.image_size, decoding.channels, max_megapixels=decoding.max_megapixels
+            )
         except UNREADABLE as error:
             reason = " ".join(str(error).split()).replace(paths[row], "the file").strip("'\". ")
             unreadable.append((files[row], reason or type(error).__name__))
     return Chunk(start=start, pictures=len(files), kept=keep(start, images), unreadable=unreadable)
+
+
+@contextlib.contextmanager
+def _at_most(megapixels: int) -> Iterator[None]:
+    """Let Pillow refuse larger pictures; its own limit is half of what phones take."""
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, megapixels * 1_000_000
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 def _to_8_bits(picture: Image.Image) -> Image.Image:

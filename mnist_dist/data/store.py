@@ -28,7 +28,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from mnist_dist import heartbeat
 from mnist_dist.data.freshness import look, remember
-from mnist_dist.data.pictures import Chunk, Keep, decode_all, hand_over
+from mnist_dist.data.pictures import Chunk, Decoding, Keep, decode_all, hand_over
 from mnist_dist.data.sources import Listing, Pictures, scan
 from mnist_dist.data.stored import (
     FORMAT,
@@ -51,21 +51,20 @@ T = TypeVar("T")
 Announce = Callable[[str], None]
 
 
-def open_or_build(root: Path, image_size: int, channels: int, announce: Announce) -> Store:
+def open_or_build(root: Path, decoding: Decoding, announce: Announce) -> Store:
     """Open the store of a data folder, or decode the pictures into one.
 
     Args:
         root: The data folder, laid out as `sources.scan` has it.
-        image_size: Height and width to decode the pictures to.
-        channels: 1 or 3.
+        decoding: What the pictures are decoded to.
         announce: Gets a line of text when decoding starts, while it goes on, and where the store cannot be kept.
 
     Raises:
         DataError: Folders are missing or pictures cannot be read; the message names them.
     """
     homes = [root / FOLDER, *_user_cache(root)]
-    kind = f"{channels}x{image_size}x{image_size}"
-    return _up_to_date(root, homes, kind) or _listed(scan(root), homes, kind, image_size, channels, announce)
+    kind = f"{decoding.channels}x{decoding.image_size}x{decoding.image_size}"
+    return _up_to_date(root, homes, kind) or _listed(scan(root), homes, kind, decoding, announce)
 
 
 def _up_to_date(root: Path, homes: list[Path], kind: str) -> Store | None:
@@ -78,11 +77,9 @@ def _up_to_date(root: Path, homes: list[Path], kind: str) -> Store | None:
     return None
 
 
-def _listed(
-    listing: Listing, homes: list[Path], kind: str, image_size: int, channels: int, announce: Announce
-) -> Store:
+def _listed(listing: Listing, homes: list[Path], kind: str, decoding: Decoding, announce: Announce) -> Store:
     """Open the store of these very files, or build it."""
-    name = f"{kind}-{_key(listing, image_size, channels)[:16]}"
+    name = f"{kind}-{_key(listing, decoding)[:16]}"
     for home in homes:
         store = open_folder(home / name)
         if store is not None:
@@ -91,16 +88,16 @@ def _listed(
             return store
     for home in homes:
         try:
-            return _build_locked(listing, home, name, image_size, channels, announce)
+            return _build_locked(listing, home, name, decoding, announce)
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
             announce(f"The decoded pictures cannot be kept in {home}: {error.strerror}.")
     announce("They are kept in memory instead, and decoded again at the next start.")
-    return _decode_to_memory(listing, image_size, channels, announce)
+    return _decode_to_memory(listing, decoding, announce)
 
 
-def _build_locked(listing: Listing, home: Path, name: str, image_size: int, channels: int, announce: Announce) -> Store:
+def _build_locked(listing: Listing, home: Path, name: str, decoding: Decoding, announce: Announce) -> Store:
     home.mkdir(parents=True, exist_ok=True)
     with FileLock(home / "lock"):
         store = open_folder(home / name)  # another process may have built it while this one waited
@@ -110,7 +107,7 @@ def _build_locked(listing: Listing, home: Path, name: str, image_size: int, chan
         temporary = home / f"building-{name}"
         try:
             temporary.mkdir()
-            seconds = _build(listing, temporary, image_size, channels, announce, home)
+            seconds = _build(listing, temporary, decoding, announce, home)
             temporary.rename(home / name)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -120,7 +117,7 @@ def _build_locked(listing: Listing, home: Path, name: str, image_size: int, chan
     return store
 
 
-def _build(listing: Listing, folder: Path, image_size: int, channels: int, announce: Announce, home: Path) -> float:
+def _build(listing: Listing, folder: Path, decoding: Decoding, announce: Announce, home: Path) -> float:
     started = time.monotonic()
     total = sum(len(pictures.files) for pictures in listing.splits.values())
     announce(f"Decoding {total:,} pictures once, into {home}")
@@ -128,11 +125,11 @@ def _build(listing: Listing, folder: Path, image_size: int, channels: int, annou
     splits = {}
     for split, pictures in listing.splits.items():
         moments = []
-        path, shape = array_path(folder, split, "images"), (len(pictures.files), channels, image_size, image_size)
+        path, shape = array_path(folder, split, "images"), (len(pictures.files), *decoding.shape)
         with _array_file(path, shape) as file:
             write = partial(_write, path, _reserve(file, math.prod(shape)))
             images = np.load(path, mmap_mode="r")
-            for chunk in _readable(listing.root, pictures, image_size, channels, announce, write):
+            for chunk in _readable(listing.root, pictures, decoding, announce, write):
                 digest.update(images[chunk.start : chunk.start + chunk.pictures].data)
                 moments.append(chunk.kept)
         digest.update(pictures.labels.data)
@@ -182,23 +179,23 @@ def _array_file(path: Path, shape: tuple[int, ...], dtype: DTypeLike = np.uint8)
         os.fsync(file.fileno())
 
 
-def _decode_to_memory(listing: Listing, image_size: int, channels: int, announce: Announce) -> Store:
+def _decode_to_memory(listing: Listing, decoding: Decoding, announce: Announce) -> Store:
     splits = {}
     for split, pictures in listing.splits.items():
-        chunks = _readable(listing.root, pictures, image_size, channels, announce, hand_over)
+        chunks = _readable(listing.root, pictures, decoding, announce, hand_over)
         images = np.concatenate([chunk.kept for chunk in chunks])
         splits[split] = in_memory(images, pictures.labels, pictures.files)
     return from_arrays(listing.classes, splits, "in memory")
 
 
 def _readable(
-    root: Path, pictures: Pictures, image_size: int, channels: int, announce: Announce, keep: Keep[T]
+    root: Path, pictures: Pictures, decoding: Decoding, announce: Announce, keep: Keep[T]
 ) -> Iterator[Chunk[T]]:
     """Yield the decoded chunks of a split; raise after its last one if any picture could not be read."""
     unreadable: list[tuple[str, str]] = []
     done = 0
     announced = time.monotonic()
-    for chunk in decode_all(root, pictures.files, image_size, channels, keep):
+    for chunk in decode_all(root, pictures.files, decoding, keep):
         heartbeat.beat()
         unreadable += chunk.unreadable
         done += chunk.pictures
@@ -215,8 +212,8 @@ def _readable(
         )
 
 
-def _key(listing: Listing, image_size: int, channels: int) -> str:
-    digest = hashlib.sha256(f"{FORMAT} {image_size} {channels} {listing.classes!r}".encode())
+def _key(listing: Listing, decoding: Decoding) -> str:
+    digest = hashlib.sha256(f"{FORMAT} {decoding.image_size} {decoding.channels} {listing.classes!r}".encode())
     for split, pictures in listing.splits.items():
         digest.update(f"{split} {len(pictures.files)}\0".encode())
         digest.update("\0".join(pictures.files).encode("utf-8", "surrogateescape"))

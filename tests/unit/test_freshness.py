@@ -7,6 +7,7 @@ import pytest
 
 from mnist_dist.data import freshness, sources, store, stored
 from mnist_dist.data.approval import approve, approved
+from mnist_dist.data.pictures import Decoding
 from mnist_dist.errors import WorkerError
 from mnist_dist.worker import GroupFolder
 
@@ -28,7 +29,7 @@ def settle(root):
 
 
 def open_store(root):
-    return store.open_or_build(root, 28, 1, lambda line: None)
+    return store.open_or_build(root, Decoding(image_size=28, channels=1), lambda line: None)
 
 
 @pytest.fixture

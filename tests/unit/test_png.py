@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mnist_dist.data.pictures import decode, decode_all, hand_over
+from mnist_dist.data.pictures import Decoding, decode, decode_all, hand_over
 from mnist_dist.data.png import decode_plain
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -157,7 +157,7 @@ def test_an_odd_file_is_left_to_pillow(tmp_path, odd):
     decoded, images = decode_plain([str(tmp_path / "odd.png"), str(tmp_path / "whole.png")], 12, 1)
     assert decoded.tolist() == [1]
     assert np.array_equal(images[0, 0], PIXELS[:, :, 0])
-    (both,) = decode_all(tmp_path, ("odd.png", "whole.png"), 12, 1, hand_over)
+    (both,) = decode_all(tmp_path, ("odd.png", "whole.png"), Decoding(image_size=12, channels=1), hand_over)
     assert np.array_equal(both.kept[1, 0], PIXELS[:, :, 0])
     expected, reason = pillows(tmp_path / "odd.png")
     assert np.array_equal(both.kept[0], expected)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from mnist_dist.config.schema import EMBEDDED_DIGITS, Data
 from mnist_dist.data import open_dataset, store
-from mnist_dist.data.pictures import decode
+from mnist_dist.data.pictures import Decoding, decode
 from mnist_dist.errors import ConfigError, DataError
 
 
@@ -19,7 +19,9 @@ def said():
 
 @pytest.fixture
 def open_store(said):
-    return lambda root, size=28, channels=1: store.open_or_build(root, size, channels, said.append)
+    return lambda root, size=28, channels=1: store.open_or_build(
+        root, Decoding(image_size=size, channels=channels), said.append
+    )
 
 
 def test_pictures_come_out_of_the_store_as_they_went_in(tmp_path, folder_of, open_store):
@@ -98,7 +100,9 @@ def test_a_damaged_store_is_built_again(tmp_path, folder_of, open_store, said, s
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 @pytest.mark.parametrize("options", ["size=64k", "ro"])
-def test_a_full_or_read_only_disk_falls_back_to_memory_with_a_message(tmp_path, folder_of, said, options, monkeypatch):
+def test_a_full_or_read_only_disk_falls_back_to_memory_with_a_message(
+    tmp_path, folder_of, open_store, said, options, monkeypatch
+):
     here = folder_of(tmp_path / "here")
     mount = tmp_path / "small"
     mount.mkdir()
@@ -112,13 +116,13 @@ def test_a_full_or_read_only_disk_falls_back_to_memory_with_a_message(tmp_path, 
             subprocess.run(["mount", "-o", "remount,ro", mount], check=True)
         (here / store.FOLDER).symlink_to(home)
         monkeypatch.setenv("XDG_CACHE_HOME", str(home))
-        built = store.open_or_build(here, 28, 1, said.append)
+        built = open_store(here)
         assert built.state == "in memory"
         assert sum("cannot be kept" in line for line in said) == 2
         assert not list(home.glob("*/*.npy"))
     finally:
         subprocess.run(["umount", mount], check=True)
-    assert store.open_or_build(folder_of(tmp_path / "there"), 28, 1, said.append).sha256 == built.sha256
+    assert open_store(folder_of(tmp_path / "there")).sha256 == built.sha256
 
 
 def test_every_unreadable_picture_is_named_and_no_store_is_left(tmp_path, folder_of, open_store):
