@@ -5,17 +5,19 @@ Precedence: defaults < preset or file < `--set` and flags. Each value remembers 
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from mnist_dist.config.schema import Config, Section
+from mnist_dist.config.explain import all_keys, explain, not_a_section, sections, unknown
+from mnist_dist.config.reading import read_leaves, read_value, shorten
+from mnist_dist.config.schema import Config
+from mnist_dist.config.suggestions import did_you_mean
 from mnist_dist.errors import ConfigError
 
 
@@ -55,25 +57,25 @@ def load(source: str | Path | None = None, overrides: tuple[Setting, ...] = ()) 
     """Resolve an experiment from defaults, a preset or file, and overrides.
 
     Args:
-        source: A preset's name, a YAML file, or None for the defaults.
+        source: A preset's name, a YAML file, a run folder, or None for the defaults.
         overrides: Applied in order, later ones win.
 
     Raises:
         ConfigError: Unknown preset, unreadable file, unknown key, or a value out of its range.
     """
     settings: dict[str, Setting] = {}
-    for setting in (*(read_file(source) if source is not None else ()), *overrides):
+    given = [*(read_file(source) if source is not None else ()), *overrides]
+    for setting in _leaves(given):
         _apply(settings, setting)
     origins = {key: setting.origin for key, setting in settings.items()}
     tree = _nest(settings)
     for section, default in (("optimizer", "sgd"), ("schedule", "cosine")):
-        tree.setdefault(section, {})
-        if isinstance(tree[section], dict):
-            tree[section].setdefault("name", default)
+        tree.setdefault(section, {}).setdefault("name", default)
     try:
         return Resolved(config=Config.model_validate(tree), origins=origins)
     except ValidationError as error:
-        messages = [_explain(detail, origins) for detail in error.errors()]
+        values = {key: setting.value for key, setting in settings.items()}
+        messages = [explain(finding, origins, values) for finding in error.errors()]
         raise ConfigError("\n".join(dict.fromkeys(messages))) from None
 
 
@@ -97,48 +99,50 @@ def parse_setting(text: str) -> Setting:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"--set {text}: write it as section.key=value, e.g. --set train.epochs=3.")
-    try:
-        return Setting(key=key.strip(), value=yaml.safe_load(value), origin="--set")
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {text}: {value!r} is not a YAML value.") from None
+    return Setting(key=key.strip(), value=read_value(value, f"--set {shorten(text)}"), origin="--set")
+
+
+def parse_flag(key: str, flag: str, text: str) -> Setting:
+    """Read the value of a flag that stands for a config key: a number if it is one, else text as it is."""
+    for kind in (int, float):
+        try:
+            return Setting(key=key, value=kind(text), origin=flag)
+        except ValueError:
+            continue
+    return Setting(key=key, value=text, origin=flag)
 
 
 def read_file(source: str | Path) -> list[Setting]:
-    """Read a preset or a YAML file as settings.
+    """Read a preset, a YAML file or a run's config as settings.
 
     Raises:
         ConfigError: There is no such preset or file, or it is not a mapping in YAML.
     """
-    path = find_config(source)
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}.") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
-    if not isinstance(tree, dict | None):
-        raise ConfigError(f"{path} holds no sections: write e.g. `train:` and below it `  epochs: 3`.")
-    leaves = set(all_keys())
-    return [
-        Setting(key=key, value=value, origin=str(source))
-        for key, value in flatten(tree or {})
-        if value is not None or key in leaves  # a section with nothing below it
-    ]
+    leaves = read_leaves(find_config(source))
+    return [Setting(key=leaf.key, value=leaf.value, origin=str(source)) for leaf in leaves]
 
 
 def find_config(source: str | Path) -> Path:
-    """Find a config file by its path or, for a bare name, among the presets.
+    """Find a config file by its path, a bare name among the presets, or that of a run by its folder.
 
     Raises:
-        ConfigError: There is neither.
+        ConfigError: There is none.
     """
-    if Path(source).is_file():
-        return Path(source)
-    names = presets()
-    if str(source) in names:
-        return names[str(source)]
+    path, names = Path(source), presets()
+    try:
+        if path.exists() and not path.is_dir():
+            return path
+        if str(source) in names:
+            return names[str(source)]
+        if (path / "config.yaml").exists():
+            return path / "config.yaml"
+        is_folder = path.is_dir()
+    except (OSError, ValueError):  # a name that no file can have
+        is_folder = False
+    if is_folder:
+        raise ConfigError(f"{path} is a folder without a config.yaml: name a preset, a YAML file or a run's folder.")
     raise ConfigError(
-        f"There is no config file and no preset {str(source)!r}.{did_you_mean(str(source), names)} "
+        f"There is no config file and no preset {shorten(str(source))}.{did_you_mean(str(source), names)} "
         f"Presets: {', '.join(names)}."
     )
 
@@ -161,26 +165,26 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield key, value
 
 
-def did_you_mean(word: str, choices: Mapping[str, Any] | list[str]) -> str:
-    """Phrase the closest of `choices` as a question, or nothing where none is close."""
-    close = difflib.get_close_matches(word, list(choices), n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
+def _leaves(settings: list[Setting]) -> Iterator[Setting]:
+    """Take sections among the values apart, leave out empty ones, and refuse what is no key.
 
-
-def all_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
-    """List every dotted key that a config may have, those of all optimizers and schedules included."""
-    keys: dict[str, None] = {}
-    for name, field in model.model_fields.items():
-        variants = [kind for kind in (field.annotation, *get_args(field.annotation)) if _is_section(kind)]
-        for variant in variants:
-            keys.update(dict.fromkeys(all_keys(variant, f"{prefix}{name}.")))
-        if not variants:
-            keys[f"{prefix}{name}"] = None
-    return list(keys)
-
-
-def _is_section(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, Section)
+    Raises:
+        ConfigError: Names each unknown key.
+    """
+    keys, known_sections, problems = set(all_keys()), sections(), []
+    leaves = [
+        Setting(key=key, value=value, origin=setting.origin)
+        for setting in settings
+        for key, value in flatten({setting.key: setting.value})
+    ]
+    for leaf in leaves:
+        if leaf.key in known_sections and leaf.value not in (None, {}):
+            problems.append(not_a_section(leaf.key, leaf.value, leaf.origin))
+        elif leaf.key not in keys | known_sections:
+            problems.append(unknown(leaf.key, leaf.origin))
+    if problems:
+        raise ConfigError("\n".join(dict.fromkeys(problems)))
+    yield from (leaf for leaf in leaves if leaf.key in keys)
 
 
 def _apply(settings: dict[str, Setting], setting: Setting) -> None:
@@ -201,45 +205,6 @@ def _nest(settings: Mapping[str, Setting]) -> dict[str, Any]:
         *sections, name = key.split(".")
         branch = tree
         for section in sections:
-            child = branch.setdefault(section, {})
-            if not isinstance(child, dict):
-                raise ConfigError(_unknown(key, setting.origin))
-            branch = child
+            branch = branch.setdefault(section, {})
         branch[name] = setting.value
     return tree
-
-
-def _explain(detail: Any, origins: Mapping[str, str]) -> str:
-    """Turn one of pydantic's findings into a sentence with the key, the value and the remedy."""
-    tags = {"sgd", "adam", "adamw", "constant", "step", "cosine", "one_cycle"}
-    path = [str(part) for part in detail["loc"]]
-    if len(path) > 1 and path[0] in ("optimizer", "schedule") and path[1] in tags:
-        del path[1]
-    key = ".".join(path)
-    origin = origins.get(key)
-    if detail["type"] == "extra_forbidden":
-        given = next((name for name in origins if name == key or name.startswith(f"{key}.")), key)
-        return _unknown(given, origins.get(given))
-    if detail["type"] == "union_tag_invalid":
-        key, origin = f"{key}.name", origins.get(f"{key}.name")
-        message = f"it must be one of {detail['ctx']['expected_tags']}"
-        value = detail["ctx"]["tag"]
-    else:
-        message = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-        message = f"it must be {message}" if detail["msg"].startswith("Input should be") else message
-        if detail["type"] in ("model_type", "model_attributes_type"):
-            message = "it must be a section of keys"
-        value = detail["input"]
-    source = f" (from {origin})" if origin else ""
-    if isinstance(value, BaseModel | dict) or not key:
-        return f"{key + ': ' if key else ''}{message}{source}."
-    return f"{key} is {value!r}{source}: {message}."
-
-
-def _unknown(key: str, origin: str | None) -> str:
-    keys = all_keys()
-    source = f" (from {origin})" if origin else ""
-    section = key.partition(".")[0]
-    if key in keys and section in ("optimizer", "schedule"):
-        return f"{key}{source} does not belong to the {section} that {section}.name chooses."
-    return f"There is no config key {key!r}{source}.{did_you_mean(key, keys)}"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from fractions import Fraction
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from mnist_dist.errors import ConfigError
 
@@ -17,6 +18,33 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 Residency = Literal["auto", "device", "host"]
 
 
+MOST_STEPS = 10**12
+"""No run takes so many; positions of images stay far below 2**63."""
+SIMPLE = 10_000
+"""Denominators up to here are tried first: every decimal of four digits has one, and so have thirds."""
+
+
+def _no_truth_value(value: Any) -> Any:
+    """Refuse true and false where a number is expected: Python takes them for 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError("not a number")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_no_truth_value)]
+Whole = Annotated[int, BeforeValidator(_no_truth_value)]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00]*$")]
+
+
+def exact(value: float) -> Fraction:
+    """Return the number that was meant by a float: 0.1 is a tenth, and 2 / 3 is two thirds.
+
+    A simple fraction if there is one with the same float, else the shortest decimal that has it.
+    """
+    simple = Fraction(value).limit_denominator(SIMPLE)
+    return simple if float(simple) == value else Fraction(repr(float(value)))
+
+
 class Section(BaseModel):
     """A part of the config: frozen, and without unknown keys."""
 
@@ -26,11 +54,11 @@ class Section(BaseModel):
 class Augmentation(Section):
     """Random changes to each training picture; all off by default."""
 
-    rotation_degrees: float = Field(0.0, ge=0, le=180)
+    rotation_degrees: Number = Field(0.0, ge=0, le=180)
     """Rotate by up to this angle either way."""
-    shift_pixels: float = Field(0.0, ge=0)
+    shift_pixels: Number = Field(0.0, ge=0, le=1024)
     """Move by up to this many pixels along each axis."""
-    scale: float = Field(0.0, ge=0, lt=1)
+    scale: Number = Field(0.0, ge=0, le=0.95)
     """Enlarge or shrink by up to this share: 0.1 gives factors from 0.9 to 1.1."""
 
     @property
@@ -42,19 +70,19 @@ class Augmentation(Section):
 class Data(Section):
     """Where the pictures are and what a network gets to see of them."""
 
-    root: str = "Dataset"
+    root: Text = "Dataset"
     """Folder with `train/<class>/*` and `test/<class>/*`, or `embedded:digits`."""
-    image_size: int = Field(28, ge=8, le=1024)
+    image_size: Whole = Field(28, ge=8, le=1024)
     """Height and width that every picture is resized to."""
-    channels: Literal[1, 3] = 1
+    channels: Annotated[Literal[1, 3], BeforeValidator(_no_truth_value)] = 1
     """1 for grayscale, 3 for colour."""
-    max_megapixels: int = Field(256, ge=1, le=4096)
+    max_megapixels: Whole = Field(256, ge=1, le=4096)
     """Pictures of more than so many million pixels are refused: decoding takes up to 12 bytes of memory a pixel."""
-    validation_fraction: float = Field(0.0, ge=0, le=0.9)
+    validation_fraction: Number = Field(0.0, ge=0, le=0.9)
     """Share of each class's training pictures to hold out, where there is no `val` folder."""
-    mean: tuple[float, ...] | None = None
+    mean: tuple[Annotated[Number, Field(ge=0, le=1)], ...] | None = None
     """Mean of each channel, for pixels in [0, 1]; null measures it on the training pictures."""
-    std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    std: tuple[Annotated[Number, Field(ge=1e-6, le=1)], ...] | None = None
     """Standard deviation of each channel, likewise."""
     residency: Residency = "auto"
     """Where pixels are kept on a GPU: `device` in its memory, `host` outside of it; auto: in its memory if they take a
@@ -77,7 +105,7 @@ class Model(Section):
     name: Literal["small_cnn", "large_cnn", "fast_cnn"] = "small_cnn"
     """`small_cnn`: two 5x5 convolutions, 22,000 weights. `large_cnn`: two 3x3 convolutions, 1.2 million. `fast_cnn`: a
     5x5 and a 3x3 convolution, 139,000, the quickest to a given accuracy."""
-    dropout: float = Field(0.25, ge=0, lt=1)
+    dropout: Number = Field(0.25, ge=0, le=0.99)
     """Share of activations that training sets to zero."""
 
 
@@ -85,11 +113,11 @@ class Sgd(Section):
     """Stochastic gradient descent."""
 
     name: Literal["sgd"] = "sgd"
-    learning_rate: float = Field(0.03, gt=0)
+    learning_rate: Number = Field(0.03, ge=1e-12, le=1_000_000)
     """Peak learning rate; `schedule` says how it changes."""
-    momentum: float = Field(0.9, ge=0, lt=1)
+    momentum: Number = Field(0.9, ge=0, lt=1)
     nesterov: bool = False
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: Number = Field(0.0, ge=0, le=1000)
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> Sgd:
@@ -102,24 +130,24 @@ class Adam(Section):
     """Adam (Kingma & Ba, 2015)."""
 
     name: Literal["adam"] = "adam"
-    learning_rate: float = Field(0.001, gt=0)
+    learning_rate: Number = Field(0.001, ge=1e-12, le=1_000_000)
     """Peak learning rate; `schedule` says how it changes."""
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.999, ge=0, lt=1)
-    weight_decay: float = Field(0.0, ge=0)
+    beta1: Number = Field(0.9, ge=0, lt=1)
+    beta2: Number = Field(0.999, ge=0, lt=1)
+    weight_decay: Number = Field(0.0, ge=0, le=1000)
 
 
 class AdamW(Adam):
     """Adam with decoupled weight decay (Loshchilov & Hutter, 2019)."""
 
     name: Literal["adamw"] = "adamw"  # type: ignore[assignment]
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: Number = Field(0.01, ge=0, le=1000)
 
 
 class Schedule(Section):
     """What every schedule has: a linear warm-up from 0."""
 
-    warmup_fraction: float = Field(0.0, ge=0, lt=1)
+    warmup_fraction: Number = Field(0.0, ge=0, lt=1)
     """Share of all steps over which the learning rate rises to its peak."""
 
 
@@ -133,24 +161,24 @@ class Step(Schedule):
     """The peak, multiplied by `factor` after every `every_epochs` epochs."""
 
     name: Literal["step"] = "step"
-    every_epochs: float = Field(1.0, gt=0)
-    factor: float = Field(0.7, gt=0, le=1)
+    every_epochs: Number = Field(1.0, ge=0.0001, le=1_000_000)
+    factor: Number = Field(0.7, ge=0.0001, le=1)
 
 
 class Cosine(Schedule):
     """Half a cosine from the peak to `final_fraction` of it."""
 
     name: Literal["cosine"] = "cosine"
-    final_fraction: float = Field(0.0, ge=0, le=1)
+    final_fraction: Number = Field(0.0, ge=0, le=1)
 
 
 class OneCycle(Schedule):
     """A cosine up from `start_fraction` of the peak, then a cosine down (Smith & Topin, 2018)."""
 
     name: Literal["one_cycle"] = "one_cycle"
-    warmup_fraction: float = Field(0.3, gt=0, lt=1)
-    start_fraction: float = Field(0.04, ge=0, le=1)
-    final_fraction: float = Field(0.0, ge=0, le=1)
+    warmup_fraction: Number = Field(0.3, gt=0, lt=1)
+    start_fraction: Number = Field(0.04, ge=0, le=1)
+    final_fraction: Number = Field(0.0, ge=0, le=1)
 
 
 AnyOptimizer = Sgd | Adam | AdamW
@@ -160,29 +188,29 @@ AnySchedule = Constant | Step | Cosine | OneCycle
 class Train(Section):
     """How long, in which pieces, and with which arithmetic."""
 
-    epochs: float = Field(10, gt=0)
+    epochs: Number = Field(10, ge=1e-6, le=1_000_000)
     """How many times to go through the training pictures; 0.5 is half of them."""
-    max_steps: int | None = Field(None, ge=1)
+    max_steps: Whole | None = Field(None, ge=1, le=MOST_STEPS)
     """Stop after this many steps, if that is sooner."""
-    global_batch: int = Field(64, ge=1)
+    global_batch: Whole = Field(64, ge=1, le=10_000_000)
     """Pictures in one step, over all processes."""
-    micro_batch: int | None = Field(None, ge=1)
+    micro_batch: Whole | None = Field(None, ge=1, le=10_000_000)
     """Pictures that a process handles at once; null: its whole share of the global batch, a quarter of it in exact."""
     reduction: Literal["ddp", "exact"] = "ddp"
     """`exact` gives the same bits on 1, 2, 4, ... processes, as many as there are micro-batches."""
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    label_smoothing: Number = Field(0.0, ge=0, lt=1)
     """Share of each target that is spread over all classes (Szegedy et al., 2016); the test loss is without it."""
-    clip_norm: float | None = Field(None, gt=0)
+    clip_norm: Number | None = Field(None, ge=1e-6, le=1_000_000_000)
     """Scale gradients down to this norm where theirs is larger; null: never."""
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: Whole = Field(0, ge=0, le=2**63 - 1)
     """What initial weights, order, augmentation and dropout are drawn from."""
     device: Device = "auto"
     precision: Precision = "auto"
     compile: bool = False
     """Train with `torch.compile`, which takes tens of seconds first; `bench` shows whether steps are quicker then."""
-    threads: int | None = Field(None, ge=1)
+    threads: Whole | None = Field(None, ge=1, le=1024)
     """CPU threads of each process; null: an equal share of the CPUs."""
-    log_every: int = Field(50, ge=1)
+    log_every: Whole = Field(50, ge=1, le=MOST_STEPS)
     """Steps between two lines of the journal."""
 
     def split_batch(self, ranks: int) -> tuple[int, int]:
@@ -232,18 +260,18 @@ class Train(Section):
 
     def total_steps(self, images: int) -> int:
         """Count the run's steps over a training set of `images` pictures."""
-        steps = max(1, math.ceil(round(self.epochs * images, 6) / self.global_batch))
+        steps = max(1, math.ceil(exact(self.epochs) * images / self.global_batch))
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
 
 class Checkpoint(Section):
     """When checkpoints are written besides at each epoch's end and at a stop, and how many are kept."""
 
-    every_steps: int | None = Field(None, ge=1)
+    every_steps: Whole | None = Field(None, ge=1, le=MOST_STEPS)
     """Also after every so many steps."""
-    every_minutes: float | None = Field(None, gt=0)
+    every_minutes: Number | None = Field(None, ge=0.0001, le=1_000_000)
     """Also when so many minutes have passed since the last one."""
-    keep: int = Field(2, ge=2)
+    keep: Whole = Field(2, ge=2, le=1_000_000)
     """How many of the newest to keep; the best on the validation split is kept besides."""
 
 
