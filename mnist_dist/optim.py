@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from fractions import Fraction
+from functools import lru_cache
 
 from torch import nn, optim
 
@@ -17,6 +19,7 @@ from mnist_dist.config.schema import (
     OneCycle,
     Sgd,
     Step,
+    exact,
 )
 
 
@@ -47,8 +50,10 @@ def build_optimizer(
             return kind(parameters, lr=rate, betas=(optimizer.beta1, optimizer.beta2), weight_decay=decay, fused=fused)
 
 
-def lr_at(step: int, schedule: AnySchedule, *, peak: float, total_steps: int, epoch_steps: float) -> float:
+def lr_at(step: int, schedule: AnySchedule, *, peak: float, total_steps: int, epoch_steps: Fraction | float) -> float:
     """Look up the learning rate of a step.
+
+    Where one piece of a schedule ends and the next begins is exact: `every_epochs` 0.1 of 30 steps is 3 steps.
 
     Args:
         step: The first is 0.
@@ -57,19 +62,27 @@ def lr_at(step: int, schedule: AnySchedule, *, peak: float, total_steps: int, ep
         total_steps: Steps of the whole run.
         epoch_steps: Steps of an epoch, not necessarily whole.
     """
+    share, of = _ratio(schedule.warmup_fraction)
     warmup_steps = schedule.warmup_fraction * total_steps
-    if step < warmup_steps:
+    if step * of < share * total_steps:
         if isinstance(schedule, OneCycle):
             return _cosine(step / warmup_steps, peak * schedule.start_fraction, peak)
-        return peak * (step + 1) / (math.floor(warmup_steps) + 1)
+        return peak * (step + 1) / (share * total_steps // of + 1)
     progress = (step - warmup_steps) / max(total_steps - 1 - warmup_steps, 1)
     match schedule:
         case Constant():
             return peak
         case Step():
-            return peak * schedule.factor ** math.floor(step / (schedule.every_epochs * epoch_steps))
+            epochs, over = _ratio(schedule.every_epochs)
+            steps, parts = epoch_steps.as_integer_ratio()
+            return peak * schedule.factor ** (step * over * parts // (epochs * steps))
         case Cosine() | OneCycle():
             return _cosine(progress, peak, peak * schedule.final_fraction)
+
+
+@lru_cache
+def _ratio(value: float) -> tuple[int, int]:
+    return exact(value).as_integer_ratio()
 
 
 def _cosine(progress: float, start: float, end: float) -> float:

@@ -149,7 +149,7 @@ def _set_rate(parts: Parts, step: int, total_steps: int) -> float:
         parts.config.schedule,
         peak=parts.config.optimizer.learning_rate,
         total_steps=total_steps,
-        epoch_steps=parts.sampler.images / parts.config.train.global_batch,
+        epoch_steps=parts.sampler.epoch_steps,
     )
     for group in parts.optimizer.param_groups:
         group["lr"] = rate

@@ -7,7 +7,8 @@ and nothing to skip: to resume is to ask for another step.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import lru_cache
 
 import numpy as np
@@ -34,6 +35,8 @@ class Sampler:
     images: int
     global_batch: int
     seed: int
+    epoch_steps: Fraction = field(init=False)
+    """Steps of an epoch, exactly; not necessarily whole."""
 
     def __post_init__(self) -> None:
         if self.global_batch > self.images:
@@ -41,6 +44,7 @@ class Sampler:
                 f"train.global_batch is {self.global_batch}, but there are only {self.images} training pictures: "
                 f"use {self.images} or less."
             )
+        object.__setattr__(self, "epoch_steps", Fraction(self.images, self.global_batch))
 
     def batch(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Look up a step's images and the epoch that each belongs to, both `(global_batch,)`."""

@@ -1,5 +1,6 @@
 import itertools
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -41,6 +42,27 @@ def test_warm_up_rises_evenly_to_the_peak():
 def test_step_falls_after_each_so_many_epochs():
     values = rates(Step(every_epochs=2, factor=0.5))
     assert [values[k] for k in (0, 19, 20, 39, 40, 99)] == [1, 1, 0.5, 0.5, 0.25, 0.0625]
+
+
+@pytest.mark.parametrize("every", ["0.1", "0.3", "0.7", "1.1", "2.3", "1/3", "2/3", "0.0625", "0.12345"])
+@pytest.mark.parametrize("epoch_steps", [Fraction(10), Fraction(30), Fraction(1438, 32), Fraction(60000, 64)])
+def test_a_step_schedule_falls_at_the_very_step_that_the_decimals_give(every, epoch_steps):
+    period = Fraction(every) * epoch_steps
+    schedule = Step(every_epochs=float(Fraction(every)), factor=0.5)
+    near = {math.ceil(times * period) + offset for times in range(200) for offset in (-1, 0, 1)}
+    for step in sorted(near)[1:]:
+        rate = lr_at(step, schedule, peak=1.0, total_steps=10**6, epoch_steps=epoch_steps)
+        assert rate == 0.5 ** (step // period), step
+
+
+@pytest.mark.parametrize("share", ["0.07", "0.29", "0.57", "1/3"])
+def test_a_warm_up_lasts_as_many_steps_as_its_share_gives(share):
+    schedule = Constant(warmup_fraction=float(Fraction(share)))
+    for steps in (30, 100, 300, 1700):
+        values = rates(schedule, steps=steps)
+        warmup = Fraction(share) * steps
+        assert values[math.ceil(warmup) :] == [1.0] * (steps - math.ceil(warmup))
+        assert values[0] == 1 / (math.floor(warmup) + 1)
 
 
 def test_cosine_goes_from_the_peak_to_its_end():
