@@ -61,6 +61,7 @@ _KEYS = {
     "data.channels": "in_channels num_channels in_chans grayscale colour color",
     "data.validation_fraction": "val_split validation_split val_fraction val_size valid_pct val_pct validation_size "
     "valid_fraction split",
+    "data.max_megapixels": "max_pixels max_image_pixels",
     "data.mean": "normalize normalise normalization img_mean image_mean",
     "data.std": "img_std image_std",
     "data.augment.rotation_degrees": "rotation rotate degrees random_rotation",
