@@ -21,6 +21,7 @@ from mnist_dist.config import Resolved
 from mnist_dist.data import Dataset
 from mnist_dist.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from mnist_dist.folder import RunFolder, write_json
+from mnist_dist.observe.output import print_line
 from mnist_dist.parts import Parts
 from mnist_dist.progress import Progress
 from mnist_dist.reports import Result
@@ -92,7 +93,7 @@ def _warn_of_changes(was: dict[str, Any], now: dict[str, Any], console: Console)
     for name, before, after in facts:
         if before != after:
             text = f"warning: {name} is {after}, and was {before}: the run goes on, but perhaps with other rounding"
-            console.print(text, markup=False, highlight=False, soft_wrap=True)
+            print_line(console, text)
 
 
 def take_weights(run: Path, model: nn.Module, runtime: Runtime) -> None:
@@ -125,7 +126,7 @@ def restore(
     """
 
     def read() -> dict[str, bytes]:
-        path = checkpoint.newest_whole(folder.checkpoints, lambda line: console.print(f"warning: {line}"))
+        path = checkpoint.newest_whole(folder.checkpoints, lambda line: print_line(console, f"warning: {line}"))
         return {} if path is None else {name: (path / name).read_bytes() for name in CHECKPOINT_FILES}
 
     files = runtime.on_first_rank(read) or {}

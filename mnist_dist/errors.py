@@ -5,11 +5,24 @@ A message says what is wrong, where, and what to do. Anything else that is raise
 
 from __future__ import annotations
 
+import shlex
+
+
+def typed(*words: object) -> str:
+    """Return a command of this program as a message quotes it, e.g. "`mnist-dist resume 'my run'`"."""
+    return f"`{shlex.join(['mnist-dist', *map(str, words)])}`"
+
 
 class MnistDistError(Exception):
-    """What every error of this package derives from; `exit_code` is the command's."""
+    """What every error of this package derives from; `exit_code` is the command's.
+
+    Its arguments are the lines of its message: most have one. A line break inside a line is a name's own.
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.args))
 
 
 class ConfigError(MnistDistError):
@@ -59,8 +72,8 @@ class WorkerError(MnistDistError):
 class GroupError(MnistDistError):
     """A rank of a group failed; exits with the rank's code."""
 
-    def __init__(self, message: str, code: int) -> None:
-        super().__init__(message)
+    def __init__(self, *lines: str, code: int) -> None:
+        super().__init__(*lines)
         self.exit_code = code
 
 

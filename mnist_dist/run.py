@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,6 +28,7 @@ from mnist_dist.models import build_model, count_parameters
 from mnist_dist.observe import Observer, Observers
 from mnist_dist.observe.console import TrainingConsole
 from mnist_dist.observe.journal import Journal
+from mnist_dist.observe.output import open_console, print_line, say, tolerant
 from mnist_dist.observe.tensorboard import TensorBoard
 from mnist_dist.optim import build_optimizer
 from mnist_dist.parts import Parts
@@ -60,15 +62,17 @@ def train(
     Raises:
         MnistDistError: Its kind says what went wrong; `result.json` says so too if training had begun.
     """
-    console = console or Console()
+    console = console or open_console()
     config = resolved.config
-    dataset = open_dataset(
-        config.data,
-        seed=config.train.seed,
-        announce=lambda line: console.print(line, soft_wrap=True),
-        group=group_folder_of(os.environ),
-    )
-    with join(config) as runtime, contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(tolerant(console.file))
+        dataset = open_dataset(
+            config.data,
+            seed=config.train.seed,
+            announce=partial(print_line, console),
+            group=group_folder_of(os.environ),
+        )
+        runtime = stack.enter_context(join(config))
         resolved = _settle(resolved, runtime)
         parts = build_parts(resolved.config, dataset, runtime)
         folder = RunFolder(Path(runtime.broadcast(str(run or default_run_folder("run")))))
@@ -100,7 +104,7 @@ def probe(resolved: Resolved, output: Path) -> None:
             `weights` after it, both as one vector, and `metrics`: test loss and accuracy.
     """
     config = resolved.config
-    dataset = open_dataset(config.data, seed=config.train.seed, announce=print)
+    dataset = open_dataset(config.data, seed=config.train.seed, announce=say)
     with join(config) as runtime:
         witness = Witness()
         parts = replace(build_parts(config, dataset, runtime), observers=Observers((witness,)))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -44,6 +44,7 @@ from mnist_dist.data import Dataset, open_dataset
 from mnist_dist.device import choose_precision
 from mnist_dist.errors import ConfigError
 from mnist_dist.models import count_parameters
+from mnist_dist.observe.output import say
 from mnist_dist.run import join
 from mnist_dist.runtime import Runtime
 from mnist_dist.worker import group_folder_of
@@ -177,7 +178,7 @@ def _open(config: Config) -> Dataset:
     return open_dataset(
         config.data,
         seed=config.train.seed,
-        announce=lambda line: print(line, file=sys.stderr),
+        announce=partial(say, err=True),
         group=group_folder_of(os.environ),
     )
 

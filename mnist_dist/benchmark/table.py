@@ -5,8 +5,10 @@ from __future__ import annotations
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from mnist_dist.benchmark.report import Report, Scaling
+from mnist_dist.observe.names import shown
 
 PARTS = {
     "input": "gather, move, augment, normalise",
@@ -37,12 +39,12 @@ def print_report(report: Report, console: Console) -> None:
         console.print()
         _print_predictions(report, console)
     console.print()
-    _line(console, f"[bold]Nearest limit:[/] {report.advice.limit}: {report.advice.reason}.")
-    _line(console, f"[bold]Suggestion:[/] {report.advice.suggestion}")
+    _line(console, f"{report.advice.limit}: {report.advice.reason}.", title="Nearest limit: ")
+    _line(console, report.advice.suggestion, title="Suggestion: ")
 
 
-def _line(console: Console, text: str) -> None:
-    console.print(text, highlight=False)
+def _line(console: Console, text: str, *, title: str = "") -> None:
+    console.print(Text.assemble((title, "bold"), shown(text)))
 
 
 def _surroundings(report: Report) -> str:

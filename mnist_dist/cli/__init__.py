@@ -8,6 +8,8 @@ import sys
 
 from mnist_dist import signals
 from mnist_dist.errors import MnistDistError, StoppedError, StorageError
+from mnist_dist.observe.names import message_of
+from mnist_dist.observe.output import make_visible
 from mnist_dist.worker import GroupFolder, group_folder_of
 
 SIGPIPE = 13
@@ -16,6 +18,7 @@ SIGPIPE = 13
 def main() -> None:
     """Run the command line and exit with the code that the contract gives the outcome."""
     signals.install()
+    make_visible()
     group = group_folder_of(os.environ)
     if group is not None:
         from mnist_dist.cli import supervised
@@ -46,7 +49,7 @@ def _run(group: GroupFolder | None = None) -> int:
         if not isinstance(error, MnistDistError):
             raise  # a bug keeps its traceback
         if error.exit_code != 128 + SIGPIPE:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {message_of(error)}", file=sys.stderr)
         return error.exit_code
     return 0
 

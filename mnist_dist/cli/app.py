@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from mnist_dist.cli import bench, checks, configs, data, doctor, launch, results, training
+from mnist_dist.observe.output import say
 
 app = typer.Typer(
     name="mnist-dist",
@@ -34,7 +35,7 @@ def _print_version(wanted: bool) -> None:
     if wanted:
         from mnist_dist import __version__
 
-        typer.echo(f"mnist-dist {__version__}")
+        say(f"mnist-dist {__version__}")
         raise typer.Exit
 
 

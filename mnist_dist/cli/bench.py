@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from mnist_dist.observe.output import open_console, say
+
 if TYPE_CHECKING:
     from mnist_dist.benchmark.plan import Plan
     from mnist_dist.benchmark.report import Report
@@ -59,19 +61,16 @@ def bench(
         return
     plan = _plan(resolved.config.train, processes)
     if source == QUICK != config:
-        typer.echo("No folder Dataset here: measuring on the 1,797 embedded digits (preset quick).", err=True)
+        say("No folder Dataset here: measuring on the 1,797 embedded digits (preset quick).", err=True)
     if sys.stderr.isatty():
-        typer.echo("Measuring; other programs that work meanwhile spoil the figures ...", err=True)
+        say("Measuring; other programs that work meanwhile spoil the figures ...", err=True)
     report = _measure(resolved, plan, seconds)
     if as_json:
-        typer.echo(json.dumps(asdict(report)))
+        say(json.dumps(asdict(report)))
         return
-    from rich.console import Console
-
     from mnist_dist.benchmark.table import print_report
 
-    # Where no terminal sets a width, each sentence has one line, for grep and logs.
-    print_report(report, Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 1000))
+    print_report(report, open_console(tables=True))
 
 
 def _plan(options: Train, processes: int | None) -> Plan:

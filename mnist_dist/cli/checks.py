@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from mnist_dist.observe.output import open_console, say
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -50,7 +52,7 @@ def verify(
         records = {count: _probe(resolved, count, Path(folder)) for count in counts}
     rows = {count: _differences(records[1], record) for count, record in records.items()}
     if as_json:
-        typer.echo(json.dumps({"reduction": resolved.config.train.reduction, "steps": steps, "differences": rows}))
+        say(json.dumps({"reduction": resolved.config.train.reduction, "steps": steps, "differences": rows}))
     else:
         _print_table(rows, resolved, steps)
 
@@ -87,17 +89,16 @@ def _differences(one: Record, other: Record) -> dict[str, float]:
 
 
 def _print_table(rows: dict[int, dict[str, float]], resolved: Resolved, steps: int) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     options = resolved.config.train
-    console = Console()
+    console = open_console(tables=True)
     table = Table("processes", "loss", "gradients", "weights", "metrics")
     for count, row in rows.items():
         table.add_row(str(count), *("identical" if not value else f"{value:.1e}" for value in row.values()))
     pieces = options.global_batch // (options.micro_batch or options.global_batch)
     console.print(f"{options.reduction}, {steps} steps, {pieces} micro-batches of {options.micro_batch} in each")
-    console.print("Largest differences from one process:", highlight=False)
+    console.print("Largest differences from one process:")
     console.print(table)
     if any(value for row in rows.values() for value in row.values()):
         reason = (
@@ -106,4 +107,4 @@ def _print_table(rows: dict[int, dict[str, float]], resolved: Resolved, steps: i
             if options.reduction == "ddp"
             else "In exact mode nothing may differ: please report this."
         )
-        console.print(reason, highlight=False)
+        console.print(reason)

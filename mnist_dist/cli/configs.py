@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from mnist_dist.observe.output import say
+
 app = typer.Typer(help="List, show and validate configs.", no_args_is_help=True)
 
 Source = Annotated[
@@ -23,7 +25,7 @@ def list_() -> None:
 
     for name, path in presets().items():
         purpose = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
-        typer.echo(f"{name:<12} {purpose}")
+        say(f"{name:<12} {purpose}")
 
 
 @app.command("show")
@@ -32,9 +34,9 @@ def show(source: Source = None, set_: Settings = None) -> None:
     from mnist_dist.config import load, parse_setting
 
     if source and not set_ and (Path(source) / "config.yaml").is_file():
-        typer.echo((Path(source) / "config.yaml").read_text(encoding="utf-8"), nl=False)
+        print((Path(source) / "config.yaml").read_text(encoding="utf-8"), end="")
         return
-    typer.echo(load(_file_of(source), tuple(map(parse_setting, set_ or ()))).to_yaml(), nl=False)
+    print(load(_file_of(source), tuple(map(parse_setting, set_ or ()))).to_yaml(), end="")
 
 
 @app.command("validate")
@@ -46,7 +48,7 @@ def validate(
     from mnist_dist.config import load, parse_setting
 
     load(_file_of(source), tuple(map(parse_setting, set_ or ())))
-    typer.echo(f"{source} is valid")
+    say(f"{source} is valid")
 
 
 def _file_of(source: str | None) -> str | None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mnist_dist.errors import ConfigError, DataError
+from mnist_dist.errors import ConfigError, DataError, typed
+from mnist_dist.observe.names import shown
+from mnist_dist.observe.output import open_console, say
 
 app = typer.Typer(help="Import, check and measure pictures.", no_args_is_help=True)
 
@@ -39,9 +42,9 @@ def import_(
     with tempfile.TemporaryDirectory(prefix="mnist-dist-") as temporary:
         idx = read_idx_folder(source or _download(Path(temporary)))
     if not idx.is_mnist:
-        typer.echo("Note: these are not MNIST's original files (their md5 differs); imported as they are.")
-    write_image_folder(idx, to, typer.echo)
-    typer.echo(f"Done. Next: mnist-dist train --data {to}")
+        say("Note: these are not MNIST's original files (their md5 differs); imported as they are.")
+    write_image_folder(idx, to, say)
+    say(f"Done. Next: {typed('train', '--data', to)}")
 
 
 @app.command("check")
@@ -61,13 +64,13 @@ def check(root: Root = Path("Dataset"), max_megapixels: MaxMegapixels = 256, as_
     )
     total = sum(len(pictures.files) for pictures in listing.splits.values())
     if as_json:
-        typer.echo(json.dumps({"pictures": total, "unreadable": unreadable, "ignored": ignored}))
+        say(json.dumps({"pictures": total, "unreadable": unreadable, "ignored": ignored}))
     else:
         for file, reason in unreadable.items():
-            typer.echo(f"unreadable  {root / file}  ({reason})")
+            say(f"unreadable  {root / file}  ({reason})")
         for path in ignored:
-            typer.echo(f"ignored     {path}  (not a picture by its ending)")
-        typer.echo(f"{total:,} pictures, {len(unreadable)} unreadable; {len(ignored)} other files ignored")
+            say(f"ignored     {path}  (not a picture by its ending)")
+        say(f"{total:,} pictures, {len(unreadable)} unreadable; {len(ignored)} other files ignored")
     if unreadable:
         raise typer.Exit(DataError.exit_code)
 
@@ -82,8 +85,7 @@ def stats(
 ) -> None:
     """Count pictures by class and split, and measure the training set's mean and standard deviation."""
     import numpy as np
-    from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from mnist_dist.config.schema import Data
     from mnist_dist.data import open_dataset
@@ -93,23 +95,23 @@ def stats(
     data = Data(
         root=str(root), image_size=image_size, channels=3 if channels == 3 else 1, max_megapixels=max_megapixels
     )
-    dataset = open_dataset(data, seed=0, announce=lambda line: typer.echo(line, err=True))
+    dataset = open_dataset(data, seed=0, announce=partial(say, err=True))
     counts = {
         name: np.bincount(split.labels, minlength=len(dataset.classes)).tolist()
         for name, split in dataset.splits.items()
     }
     if as_json:
         by_class = {name: dict(zip(dataset.classes, column, strict=True)) for name, column in counts.items()}
-        typer.echo(json.dumps({"counts": by_class, "mean": dataset.mean, "std": dataset.std, "sha256": dataset.sha256}))
+        say(json.dumps({"counts": by_class, "mean": dataset.mean, "std": dataset.std, "sha256": dataset.sha256}))
         return
-    table = Table("class", *counts)
+    table = Table(Column("class", overflow="fold"), *(Column(name, justify="right", no_wrap=True) for name in counts))
     for label, name in enumerate(dataset.classes):
-        table.add_row(name, *(f"{column[label]:,}" for column in counts.values()))
+        table.add_row(shown(name), *(f"{column[label]:,}" for column in counts.values()))
     table.add_section()
     table.add_row("all", *(f"{sum(column):,}" for column in counts.values()))
-    console = Console()
+    console = open_console(tables=True)
     console.print(table)
-    console.print(f"mean {_figures(dataset.mean)}  std {_figures(dataset.std)}  (pixels in [0, 1])", highlight=False)
+    console.print(f"mean {_figures(dataset.mean)}  std {_figures(dataset.std)}  (pixels in [0, 1])")
 
 
 def _figures(values: tuple[float, ...]) -> str:

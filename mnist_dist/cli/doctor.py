@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from mnist_dist.errors import ConfigError, MnistDistError, StoppedError
+from mnist_dist.observe.names import message_of, shown
+from mnist_dist.observe.output import open_console, say
 
 if TYPE_CHECKING:
     from mnist_dist.doctor.finding import Finding
@@ -41,10 +43,10 @@ def doctor(
         measure("cuda" if device == "cuda" else "cpu", output)
         return
     if sys.stderr.isatty():
-        typer.echo("Looking at this machine; starting processes for it takes some seconds ...", err=True)
+        say("Looking at this machine; starting processes for it takes some seconds ...", err=True)
     findings = [*_without_torch(), *_with_torch(), *_around(data)]
     if as_json:
-        typer.echo(json.dumps([asdict(finding) for finding in findings]))
+        say(json.dumps([asdict(finding) for finding in findings]))
     else:
         _print_table(findings)
     if any(finding.state == "problem" for finding in findings):
@@ -126,7 +128,7 @@ def _all_reduce(library: str, device: Literal["cpu", "cuda"], *, ranks: int) -> 
             code = run_local(replace(group, start_seconds=START_SECONDS))
         except MnistDistError as error:
             if "\n" in str(error):
-                typer.echo(str(error), err=True)  # a traceback has no place in a table
+                print(message_of(error), file=sys.stderr)  # a traceback has no place in a table
             advice = {
                 "gloo": "Processes here cannot talk to each other: look at GLOO_SOCKET_IFNAME and for a firewall.",
                 "NCCL": "The GPUs cannot talk to each other: `NCCL_DEBUG=INFO mnist-dist doctor` says more.",
@@ -144,12 +146,10 @@ def _all_reduce(library: str, device: Literal["cpu", "cuda"], *, ranks: int) -> 
 
 def _print_table(findings: list[Finding]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    # Where no terminal sets a width, each finding has one line, for grep and logs.
-    console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 1000)
+    console = open_console(tables=True)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))  # room for words
     table.add_column("check", no_wrap=True)
     table.add_column("state", no_wrap=True)
@@ -157,12 +157,11 @@ def _print_table(findings: list[Finding]) -> None:
     table.add_column("advice", overflow="fold")
     for finding in findings:
         state = Text(finding.state, style=COLOURS[finding.state])
-        table.add_row(finding.check, state, Text(finding.found), Text(finding.advice))
+        table.add_row(shown(finding.check), state, shown(finding.found), shown(finding.advice))
     console.print(table)
     console.print()
     counts = Counter(finding.state for finding in findings)
     warnings, problems = counts["warning"], counts["problem"]
     console.print(
         f"{counts['ok']} ok, {warnings} warning{'s' * (warnings != 1)}, {problems} problem{'s' * (problems != 1)}",
-        highlight=False,
     )

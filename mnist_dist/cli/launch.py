@@ -68,7 +68,7 @@ def local(
         words = [*own_command(), command[0], *options, *command[1:]]
         if not dry_run:
             os.execv(sys.executable, words)  # it supervises the processes itself
-        typer.echo(shlex.join(words))
+        print(shlex.join(words))
         return
     environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     group = Group(
@@ -79,7 +79,7 @@ def local(
         hang_seconds=HANG_SECONDS if hang_timeout is None else hang_timeout,
     )
     if dry_run:
-        typer.echo(describe(group))
+        print(describe(group))
         return
     raise typer.Exit(run_local(group, Restarts(limit=MAX_RESTARTS if max_restarts is None else max_restarts)))
 
@@ -151,7 +151,7 @@ def slurm(
         python=own_command(),
     )
     script = render(job)
-    typer.echo(script if dry_run else submit(script), nl=not dry_run)
+    print(script if dry_run else submit(script), end="" if dry_run else "\n")
 
 
 @app.command()
@@ -195,7 +195,7 @@ def kubernetes(
     )
     manifest = render(job)
     _check_share(_parse(tuple(complete(job))).params, ranks=nodes * job.processes_per_node)
-    typer.echo(manifest if dry_run else apply(manifest), nl=not dry_run)
+    print(manifest if dry_run else apply(manifest), end="" if dry_run else "\n")
 
 
 def _cluster(
@@ -277,7 +277,7 @@ def _parse(words: tuple[str, ...]) -> Any:
 
 def _start(launch: Launch, *, dry_run: bool) -> None:
     if dry_run:
-        typer.echo(str(launch))
+        print(launch)
         return
     sys.stdout.flush()
     launch.replace_this_process()

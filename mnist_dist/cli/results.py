@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from mnist_dist.cli.outputs import check_picture, check_place, save_picture, write_csv
 from mnist_dist.errors import ConfigError, DataError
+from mnist_dist.observe.names import shown
+from mnist_dist.observe.output import open_console, print_line, say
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -44,14 +47,12 @@ def evaluate(
 
         raise typer.Exit(run_local(own_group(ranks=processes)))
 
-    from rich.console import Console
-
     from mnist_dist.runtime import start
     from mnist_dist.trained import open_data, open_trained, precision_of
 
     with start(device=device, precision=precision_of(run, device), threads=None) as runtime:
         trained = open_trained(run, checkpoint, runtime)
-        dataset = open_data(trained, data, lambda line: typer.echo(line, err=True))
+        dataset = open_data(trained, data, partial(say, err=True))
         if split not in dataset.splits:
             raise ConfigError(f"{dataset.root} has no {split} pictures: use --split {' or '.join(dataset.splits)}.")
         evaluation = trained.evaluate(dataset, dataset.splits[split])
@@ -59,14 +60,14 @@ def evaluate(
             return
     step = int(trained.checkpoint.name.removeprefix("step-"))
     if as_json:
-        typer.echo(json.dumps(_record(evaluation, trained.classes, step)))
+        say(json.dumps(_record(evaluation, trained.classes, step)))
         return
-    console = Console()
+    console = open_console(tables=True)
     console.print(_class_table(evaluation, trained.classes))
-    console.print(
+    print_line(
+        console,
         f"{split} accuracy {evaluation.accuracy:.2%}, loss {evaluation.loss:.4f}, step {step} "
         f"(evaluated {evaluation.images}/{len(dataset.splits[split])})",
-        highlight=False,
     )
 
 
@@ -83,6 +84,8 @@ def predict(
     from mnist_dist.folder import RunFolder
 
     RunFolder(run).check_run()
+    check_picture(grid)
+    check_place(csv_file)
     missing = [str(path) for path in images if not path.exists()]
     if missing:
         raise DataError(f"There is no {' and no '.join(missing)}.")
@@ -99,21 +102,20 @@ def predict(
     labels = [trained.classes[index] for index in probabilities.argmax(axis=1)]
     best = probabilities.max(axis=1)
     rows = [(str(file), label, round(float(p), 4)) for file, label, p in zip(files, labels, best, strict=True)]
+    if as_json:
+        say(json.dumps([dict(zip(("file", "label", "probability"), row, strict=True)) for row in rows]))
+    else:
+        width = max(len(shown(label)) for label in labels)
+        for name, label, probability in rows:
+            say(f"{shown(label):<{width}}  {probability:7.2%}  {name}")
     if csv_file is not None:
-        with csv_file.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([("file", "label", "probability"), *rows])
-    if grid is not None:
+        write_csv(csv_file, [("file", "label", "probability"), *rows])
+    if grid is not None:  # last: what it may fail at costs no label
         samples = [
             Sample(pixels=picture, predicted=label, true=None, note=f"{p:.1%}")
             for picture, (_, label, p) in zip(pixels, rows, strict=True)
         ]
-        _save_picture(sample_grid(samples), grid)
-    if as_json:
-        typer.echo(json.dumps([dict(zip(("file", "label", "probability"), row, strict=True)) for row in rows]))
-        return
-    width = max(len(label) for label in labels)
-    for name, label, probability in rows:
-        typer.echo(f"{label:<{width}}  {probability:7.2%}  {name}")
+        save_picture(sample_grid(samples), grid)
 
 
 def show(
@@ -135,11 +137,11 @@ def show(
     from mnist_dist.folder import RunFolder
 
     RunFolder(run).check_run()
+    check_picture(output)
 
     import secrets
 
     import numpy as np
-    from rich.console import Console
 
     from mnist_dist.keyed import Purpose, keyed_permutation
     from mnist_dist.observe.figures import sample_grid, samples_of
@@ -149,7 +151,7 @@ def show(
 
     with start(device=device, precision=precision_of(run, device), threads=None) as runtime:
         trained = open_trained(run, checkpoint, runtime)
-        dataset = open_data(trained, data, lambda line: typer.echo(line, err=True))
+        dataset = open_data(trained, data, partial(say, err=True))
         evaluation = trained.evaluate(dataset, dataset.test)
     if mistakes:
         wrong = np.flatnonzero(evaluation.predicted != evaluation.labels)
@@ -157,20 +159,20 @@ def show(
     else:
         key = secrets.randbits(32) if seed is None else seed
         chosen = keyed_permutation(Purpose.SAMPLE, len(dataset.test), key)[:count]
-    console = Console()
+    console = open_console()
     summary = f"{evaluation.correct:,} of {evaluation.images:,} test pictures are right ({evaluation.accuracy:.2%})"
     if not len(chosen):
-        console.print(f"No mistakes: {summary}", highlight=False)
+        print_line(console, f"No mistakes: {summary}")
         return
     samples = samples_of(dataset, dataset.test, evaluation, chosen)
     print_samples(console, samples)
     if mistakes:
         for image, sample in zip(chosen, samples, strict=True):
             file = dataset.test.file(image)
-            console.print(f"{sample.true} taken for {sample.predicted}: {file}", highlight=False, soft_wrap=True)
+            print_line(console, f"{sample.true} taken for {sample.predicted}: {file}")
     path = output or run / "predictions.png"
-    _save_picture(sample_grid(samples), path)
-    console.print(f"{summary}; drawn in {path}", highlight=False, soft_wrap=True)
+    save_picture(sample_grid(samples), path, follow=output is not None)  # the run may be a stranger's
+    print_line(console, f"{summary}; drawn in {path}")
 
 
 def monitor(
@@ -195,7 +197,7 @@ def monitor(
             break
     else:
         raise ConfigError(f"No port from {port} on is free on 127.0.0.1: choose another --port.")
-    typer.echo(f"TensorBoard over {runs}: http://127.0.0.1:{port}/  (Ctrl-C ends it)")
+    say(f"TensorBoard over {runs}: http://127.0.0.1:{port}/  (Ctrl-C ends it)")
     options = ["--logdir", str(runs), "--host", "127.0.0.1", "--port", str(port)]
     server = subprocess.Popen([sys.executable, "-m", "tensorboard.main", *options, "--reload_interval", "5"])
     try:
@@ -203,16 +205,6 @@ def monitor(
     finally:
         server.terminate()
         server.wait()
-
-
-def _save_picture(picture: object, path: Path) -> None:
-    from PIL import Image
-
-    assert isinstance(picture, Image.Image)
-    try:
-        picture.save(path)
-    except ValueError:
-        raise ConfigError(f"{path} has no ending that names a picture format: use {path}.png.") from None
 
 
 def _record(evaluation: Evaluation, classes: tuple[str, ...], step: int) -> dict[str, object]:
@@ -250,11 +242,11 @@ def _class_table(evaluation: Evaluation, classes: tuple[str, ...]) -> Table:
     from rich.table import Table
 
     table = Table()
-    table.add_column("class")
+    table.add_column("class", overflow="fold")
     for title in ("images", "correct", "precision", "recall"):
-        table.add_column(title, justify="right")
-    table.add_column("most taken for")
+        table.add_column(title, justify="right", overflow="fold")
+    table.add_column("most taken for", overflow="fold")
     for name, images, correct, precision, recall, worst in _per_class(evaluation, classes):
         shares = (f"{share:.2%}" if share is not None else "-" for share in (precision, recall))
-        table.add_row(name, f"{images:,}", f"{correct:,}", *shares, worst)
+        table.add_row(shown(name), f"{images:,}", f"{correct:,}", *shares, shown(worst))
     return table

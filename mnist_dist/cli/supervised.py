@@ -15,6 +15,7 @@ from typing import IO
 
 from mnist_dist import heartbeat
 from mnist_dist.errors import MnistDistError
+from mnist_dist.observe.names import message_of, shown, shown_lines
 from mnist_dist.worker import RANK_LOG, GroupFolder
 
 
@@ -39,11 +40,12 @@ def leave_word(group: GroupFolder, error: Exception) -> int:
         with contextlib.suppress(OSError), _open_log() as file:  # the disk may be full
             file.writelines(lines)
     if isinstance(error, MnistDistError):
-        code, message = error.exit_code, str(error)
+        code, message = error.exit_code, message_of(error)
     else:
         code = 1
-        where = "".join(["\n", *lines]).rstrip() if log is None else f" The traceback is in {log}."
-        message = f"Rank {_rank()} failed, which is a bug: {type(error).__name__}: {error}.{where}"
+        bug = f"Rank {_rank()} failed, which is a bug: {type(error).__name__}: {error}."
+        trace = "\n" + shown_lines("".join(lines)).rstrip()
+        message = shown(bug) + (trace if log is None else shown(f" The traceback is in {log}."))
     record = {"message": message, "seconds": time.monotonic()}
     temporary = group.failure(_rank()).with_suffix(".tmp")
     try:

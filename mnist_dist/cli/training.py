@@ -19,7 +19,9 @@ from mnist_dist.errors import (
     MnistDistError,
     StorageError,
     WorkerError,
+    typed,
 )
+from mnist_dist.observe.output import open_console, say
 from mnist_dist.worker import group_folder_of
 
 if TYPE_CHECKING:
@@ -104,7 +106,7 @@ def train(
     }
     resolved, source = resolve(config, set_, flags)
     if source == QUICK != config and (worker is None or (worker.rank == 0 and group_folder_of(os.environ) is None)):
-        typer.echo("No folder Dataset here: training on the 1,797 embedded digits (preset quick).", err=as_json)
+        say("No folder Dataset here: training on the 1,797 embedded digits (preset quick).", err=as_json)
     ranks = worker.ranks if worker else choose_ranks(processes, resolved.config.train.device)
     resolved.config.train.split_batch(ranks)
     if dry_run:
@@ -195,7 +197,7 @@ def _continue(folder: RunFolder, asked: Resolved) -> Resolved:
     if found:
         raise ConfigError(
             f"--resume: {folder.path} has another config ({'; '.join(found)}). Give the same, or another --run; "
-            f"`mnist-dist resume {folder.path}` continues it as it is."
+            f"{typed('resume', folder.path)} continues it as it is."
         )
     return saved
 
@@ -204,9 +206,9 @@ def _is_finished(folder: RunFolder, *, as_json: bool = False) -> bool:
     """Tell whether a run is at its end already, and say so."""
     if not folder.result.is_file() or folder.read_result()["status"] != "finished":
         return False
-    typer.echo(f"{folder.path} is finished: {folder.read_result()['step']} steps. Nothing to do.", err=as_json)
+    say(f"{folder.path} is finished: {folder.read_result()['step']} steps. Nothing to do.", err=as_json)
     if as_json:
-        typer.echo(json.dumps(folder.read_result()))
+        say(json.dumps(folder.read_result()))
     return True
 
 
@@ -230,8 +232,8 @@ def _supervise(resolved: Resolved, folder: RunFolder, group: Group, restarts: Re
         if error.exit_code in (ConfigError.exit_code, DataError.exit_code):
             folder.remove_unstarted()
         elif error.exit_code in RESUMABLE and folder.saved_step() is not None:
-            hint = f"`mnist-dist resume {folder.path}` goes on from the checkpoint of step {folder.saved_step()}."
-            error.args = (f"{error} {hint}",)
+            hint = f"{typed('resume', folder.path)} goes on from the checkpoint of step {folder.saved_step()}."
+            error.args = (*error.args[:-1], f"{error.args[-1]} {hint}")
         raise
     if code:
         folder.remove_unstarted()
@@ -250,13 +252,12 @@ def _work(resolved: Resolved, run: Path | None, *, resume: bool, init_from: Path
 
     if not resolved.config.train.compile:
         leave_out_compiler()
-    from rich.console import Console
-
     from mnist_dist.run import train
 
-    result = train(resolved, run=run, resume=resume, init_from=init_from, console=Console(stderr=as_json))
+    console = open_console(stderr=as_json)
+    result = train(resolved, run=run, resume=resume, init_from=init_from, console=console)
     if as_json and int(os.environ.get("RANK", "0")) == 0:
-        typer.echo(json.dumps(result.to_json()))
+        say(json.dumps(result.to_json()))
 
 
 def open_data(resolved: Resolved, group: GroupFolder, *, err: bool) -> None:
@@ -270,7 +271,7 @@ def open_data(resolved: Resolved, group: GroupFolder, *, err: bool) -> None:
     from mnist_dist.data import Sampler, open_dataset
 
     options = resolved.config.train
-    dataset = open_dataset(resolved.config.data, seed=options.seed, announce=lambda line: typer.echo(line, err=err))
+    dataset = open_dataset(resolved.config.data, seed=options.seed, announce=partial(say, err=err))
     Sampler(images=len(dataset.train), global_batch=options.global_batch, seed=options.seed)
     approve(group, dataset.folder, dataset.state)
 
@@ -292,8 +293,8 @@ def _print_dry_run(resolved: Resolved, ranks: int) -> None:
     images = len(rows if rows is not None else labels["train"])
     Sampler(images=images, global_batch=options.global_batch, seed=options.seed)
     micro_batch, accumulation = options.split_batch(ranks)
-    typer.echo(f"processes      {ranks}")
-    typer.echo(f"pictures       {images:,} train, {validation:,} validation, {len(labels['test']):,} test")
-    typer.echo(f"global batch   {options.global_batch} = {micro_batch} x {accumulation} x {ranks}")
-    typer.echo(f"steps          {options.total_steps(images):,}")
-    typer.echo(f"\n{resolved.to_yaml()}", nl=False)
+    say(f"processes      {ranks}")
+    say(f"pictures       {images:,} train, {validation:,} validation, {len(labels['test']):,} test")
+    say(f"global batch   {options.global_batch} = {micro_batch} x {accumulation} x {ranks}")
+    say(f"steps          {options.total_steps(images):,}")
+    print(f"\n{resolved.to_yaml()}", end="")

@@ -76,7 +76,7 @@ def load(source: str | Path | None = None, overrides: tuple[Setting, ...] = ()) 
     except ValidationError as error:
         values = {key: setting.value for key, setting in settings.items()}
         messages = [explain(finding, origins, values) for finding in error.errors()]
-        raise ConfigError("\n".join(dict.fromkeys(messages))) from None
+        raise ConfigError(*dict.fromkeys(messages)) from None
 
 
 def differences(saved: Config, asked: Config) -> list[str]:
@@ -183,7 +183,7 @@ def _leaves(settings: list[Setting]) -> Iterator[Setting]:
         elif leaf.key not in keys | known_sections:
             problems.append(unknown(leaf.key, leaf.origin))
     if problems:
-        raise ConfigError("\n".join(dict.fromkeys(problems)))
+        raise ConfigError(*dict.fromkeys(problems))
     yield from (leaf for leaf in leaves if leaf.key in keys)
 
 

@@ -41,7 +41,7 @@ from mnist_dist.data.stored import (
     moments_of,
     open_folder,
 )
-from mnist_dist.errors import DataError
+from mnist_dist.errors import DataError, typed
 
 FOLDER = ".mnist-dist"
 ANNOUNCE_SECONDS = 5.0
@@ -208,7 +208,7 @@ def _readable(
         more = f"; and {len(unreadable) - 5} more" if len(unreadable) > 5 else ""
         count = "1 picture" if len(unreadable) == 1 else f"{len(unreadable)} pictures"
         raise DataError(
-            f"{count} cannot be read: {some}{more}. Repair or remove what `mnist-dist data check {root}` lists."
+            f"{count} cannot be read: {some}{more}. Repair or remove what {typed('data', 'check', root)} lists."
         )
 
 

@@ -21,6 +21,7 @@ from mnist_dist.heartbeat import Pulse, Pulses
 from mnist_dist.launch.forwarding import Signals
 from mnist_dist.launch.hanging import Watch, kill_with_stacks, stopped
 from mnist_dist.machine import allowed_cpus, die_with_parent
+from mnist_dist.observe.names import shown
 from mnist_dist.worker import EXPECTED_RANKS, GROUP_FOLDER, LAUNCHER, RANK_LOG, TIMEOUT, GroupFolder
 
 POLL_SECONDS = 0.02
@@ -72,6 +73,7 @@ class Failure:
     step: int
     """Steps done at that time; -1 before the first."""
     message: str
+    """Names in it are shown, so that its line breaks are its own."""
     knows_why: bool = True
     """Whether the rank itself has said what went wrong."""
     stopping: bool = False
@@ -219,7 +221,7 @@ def _hung(culprits: list[int], group: Group, pulses: list[Pulse], *, stopping: b
     step = min(pulse.step for pulse in pulses)
     seconds = group.start_seconds if step < 0 else group.hang_seconds
     when = f"after step {step}" if step >= 0 else "before its first step"
-    where = f"; the stacks of the ranks that still answered are in {group.log(0).parent}" if group.log else ""
+    where = f"; the stacks of the ranks that still answered are in {shown(group.log(0).parent)}" if group.log else ""
     who = f"Rank {culprits[0]} of {group.ranks}" if len(culprits) == 1 else f"The group of {group.ranks}"
     message = f"{who} hangs: no sign of life for {seconds:g} s {when}{where}."
     return Failure(code=KILLED, step=step, message=message, stopping=stopping)
@@ -272,7 +274,7 @@ def _tail(group: Group, folder: GroupFolder, rank: int) -> str:
         return "; its own words stand above."
     path = _output(group, folder, rank)
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-20:]
-    return "\n".join([f"; {path} ends with:" if group.log else "; it ended with:", *lines])
+    return "\n".join([f"; {shown(path)} ends with:" if group.log else "; it ended with:", *map(shown, lines)])
 
 
 def _open(path: Path) -> IO[bytes]:

@@ -91,8 +91,8 @@ def run_local(group: Group, restarts: Restarts | None = None, meanwhile: Meanwhi
                 return 128 + signals.received[0]
             refusal = "" if failure.stopping else restarts.refusal(failure)
             if refusal is not None:
-                message = f"{failure.message} {refusal}".strip()
-                raise GroupError(message, failure.code) if failure.code > 0 else WorkerError(message)
+                lines = f"{failure.message} {refusal}".strip().split("\n")
+                raise GroupError(*lines, code=failure.code) if failure.code > 0 else WorkerError(*lines)
             print(f"warning: {failure.message} {restarts.describe()}", file=sys.stderr)
             attempt = replace(group, command=(*group.command, *restarts.again))
 

@@ -17,6 +17,8 @@ from rich.text import Text
 
 from mnist_dist.config import EMBEDDED_DIGITS
 from mnist_dist.observe import Observer
+from mnist_dist.observe.names import shown
+from mnist_dist.observe.output import glyph, print_line
 from mnist_dist.reports import EpochReport, Evaluation, Plan, Result, StepReport
 
 REFRESH_SECONDS = 0.25
@@ -35,7 +37,7 @@ class TrainingConsole(Observer):
 
     def plan(self, plan: Plan) -> None:  # noqa: D102
         self._plan = plan
-        facts = _facts(plan)
+        facts = [(name, shown(value)) for name, value in _facts(plan, more=glyph(self._console, "…", "..."))]
         if not self._console.is_terminal:
             for name, value in facts:
                 self._print(f"{name}: {value}")
@@ -125,8 +127,8 @@ class TrainingConsole(Observer):
             return
         grid = Table.grid(padding=(0, 2))
         for command, purpose in commands:
-            grid.add_row(Text(purpose), Text(command, style="bold cyan", overflow="fold"))
-        text = Text("\n".join(lines))
+            grid.add_row(Text(purpose), Text(shown(command), style="bold cyan", overflow="fold"))
+        text = Text("\n".join(map(shown, lines)))
         text.highlight_regex(r"test accuracy [\d.]+%", "bold green")
         self._console.print(
             Panel(
@@ -147,7 +149,7 @@ class TrainingConsole(Observer):
         return _columns(self._console.width, validation=bool(self._plan.validation_images))
 
     def _print(self, line: str) -> None:
-        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        print_line(self._console, line)
 
 
 def next_commands(run: str, *, data: str) -> list[tuple[str, str]]:
@@ -174,11 +176,11 @@ def program_name() -> str:
     return os.path.relpath(script) if script.is_relative_to(Path.cwd()) else str(script)
 
 
-def _facts(plan: Plan) -> list[tuple[str, str]]:
+def _facts(plan: Plan, *, more: str) -> list[tuple[str, str]]:
     splits = f"{plan.train_images:,} train, {plan.test_images:,} test"
     if plan.validation_images:
         splits += f", {plan.validation_images:,} validation"
-    names = ", ".join(plan.classes[:10]) + (", …" if len(plan.classes) > 10 else "")
+    names = ", ".join([*plan.classes[:10], *([more] if len(plan.classes) > 10 else [])])
     ranks = "1 process" if plan.ranks == 1 else f"{plan.ranks} processes"
     threads = "1 thread" if plan.threads == 1 else f"{plan.threads} threads"
     resumed = f"; resumed after step {plan.first_step:,}" if plan.first_step else ""

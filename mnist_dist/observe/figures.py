@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from mnist_dist.data import Dataset, Split
+from mnist_dist.observe.lettering import LINE, drawable, fit, letters
 from mnist_dist.reports import Evaluation
 
 TILE = 112
@@ -42,13 +43,12 @@ def sample_grid(samples: list[Sample], *, columns: int = 8) -> Image.Image:
     cell_width, cell_height = TILE + MARGIN, TILE + TITLE + MARGIN
     sheet = Image.new("RGB", (columns * cell_width + MARGIN, rows * cell_height + MARGIN), PAPER)
     pen = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(size=16)
     for index, sample in enumerate(samples):
         row, column = divmod(index, columns)
         left, top = MARGIN + column * cell_width, MARGIN + row * cell_height
         colour = TEXT if sample.true is None else WRONG if sample.wrong else RIGHT
         for line, text in enumerate(_titles(sample)):
-            pen.text((left, top + line * 19), _fit(text, font, TILE), fill=colour, font=font)
+            pen.text((left, top + line * LINE), fit(text, TILE), fill=colour, font=letters())
         sheet.paste(_tile(sample.pixels), (left, top + TITLE))
         if sample.wrong:
             box = (left - 2, top + TITLE - 2, left + TILE + 1, top + TITLE + TILE + 1)
@@ -80,15 +80,5 @@ def _tile(pixels: NDArray[np.uint8]) -> Image.Image:
 
 
 def _titles(sample: Sample) -> tuple[str, str]:
-    predicted = f"predicted {sample.predicted}"
     second = f"true {sample.true}" if sample.true is not None else sample.note
-    return predicted, second
-
-
-def _fit(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """Shorten a text to a width in pixels."""
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(f"{text}…") > width:
-        text = text[:-1]
-    return f"{text}…"
+    return drawable(f"predicted {sample.predicted}"), drawable(second)

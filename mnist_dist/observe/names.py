@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from mnist_dist.errors import MnistDistError
+
 _NO_WIDTH = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
@@ -32,3 +34,8 @@ def shown(text: object) -> str:
 def shown_lines(text: object) -> str:
     """Return a text of several lines, each as `shown` returns it; line feeds and tabs alone lay it out."""
     return "".join(part if part in ("\n", "\t") else shown(part) for part in re.split("([\n\t])", str(text)))
+
+
+def message_of(error: BaseException) -> str:
+    """Return an error's message: the lines that it has by itself, each shown."""
+    return "\n".join(map(shown, error.args)) if isinstance(error, MnistDistError) else shown(error)

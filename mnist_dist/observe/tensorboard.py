@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from mnist_dist.data import Dataset
 from mnist_dist.keyed import Purpose, keyed_permutation
 from mnist_dist.observe import Observer
 from mnist_dist.observe.figures import sample_grid, samples_of
+from mnist_dist.observe.names import shown
 from mnist_dist.reports import EpochReport, Evaluation, Plan, Result, StepReport
 
 SAMPLES = 16
@@ -33,12 +35,13 @@ class TensorBoard(Observer):
         self._dataset = dataset
         self._samples = keyed_permutation(Purpose.SAMPLE, len(dataset.test), config.train.seed)[:SAMPLES]
         self._config = config
-        self._writer.add_text("config", f"```yaml\n{config_yaml}```")
+        code = "\n".join(f"    {shown(line)}" for line in config_yaml.splitlines())  # only a fence could be closed
+        self._writer.add_text("config", code)
 
     def plan(self, plan: Plan) -> None:
         """Open the HParams entry, and show the plan as a table."""
         values = {
-            key: str(value) if isinstance(value, list) or value is None else value
+            key: value if isinstance(value, int | float) else shown(value)
             for key, value in flatten(self._config.model_dump(mode="json"))
         }
         metrics = [f"by_epoch/{name}" for name in ("test_accuracy", "test_loss", "train_accuracy", "train_loss")]
@@ -46,7 +49,7 @@ class TensorBoard(Observer):
         *opening, self._session_end = hparams(values, dict.fromkeys(metrics, 0.0))  # type: ignore[no-untyped-call]
         for summary in opening:
             self._add_summary(summary)
-        rows = "\n".join(f"| {name} | {value} |" for name, value in asdict(plan).items())
+        rows = "\n".join(f"| {name} | {markdown(value)} |" for name, value in asdict(plan).items())
         self._writer.add_text("plan", f"| | |\n| --- | --- |\n{rows}")
 
     def step(self, report: StepReport) -> None:  # noqa: D102
@@ -76,3 +79,9 @@ class TensorBoard(Observer):
         file = self._writer.file_writer
         assert file is not None  # only after close
         file.add_summary(summary)
+
+
+def markdown(value: object) -> str:
+    """Return a value as text for a table in TensorBoard, where none of it is a link, a picture, HTML or a cell end."""
+    text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return "".join(f"&#{ord(c)};" if c in string.punctuation else c for c in shown(text))

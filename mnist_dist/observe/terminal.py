@@ -5,29 +5,38 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
 from rich.style import Style
+from rich.table import Column, Table
 from rich.text import Text
 
 from mnist_dist.observe.figures import Sample, to_picture
+from mnist_dist.observe.names import shown
+from mnist_dist.observe.output import glyph
 
 SIDE = 16
+GAP = 2
+BLOCK = "▀"
 RAMP = " .:-=+*#%@"
 
 
 def print_samples(console: Console, samples: list[Sample]) -> None:
     """Print pictures side by side, each below its prediction; in colour where the console has it."""
-    paint = _blocks if console.color_system else _characters
+    paint = _blocks if console.color_system and glyph(console, BLOCK, "") else _characters
+    right = glyph(console, "✓", "(right)")
     tiles: list[RenderableType] = []
     for sample in samples:
-        title = f"{sample.predicted}"
+        title = shown(sample.predicted)
         if sample.true is not None:
-            title += f"  (true {sample.true})" if sample.wrong else "  ✓"
+            title += f"  (true {shown(sample.true)})" if sample.wrong else f"  {right}"
         style = "bold red" if sample.wrong else "green"
         pixels = np.asarray(to_picture(sample.pixels).resize((SIDE, SIDE), Image.Resampling.BILINEAR).convert("RGB"))
-        tiles.append(Group(Text(title, style=style, overflow="ellipsis", no_wrap=True), paint(pixels), ""))
-    console.print(Columns(tiles, width=SIDE, padding=(0, 2)))
+        tiles.append(Group(Text(title, style=style, overflow="fold"), paint(pixels)))
+    in_row = max(1, (console.width + GAP) // (SIDE + GAP))
+    grid = Table.grid(*(Column(width=SIDE) for _ in tiles[:in_row]), padding=(0, GAP, 1, 0), pad_edge=False)
+    for start in range(0, len(tiles), in_row):
+        grid.add_row(*tiles[start : start + in_row])
+    console.print(grid)
 
 
 def _blocks(pixels: NDArray[np.uint8]) -> Text:
@@ -35,7 +44,7 @@ def _blocks(pixels: NDArray[np.uint8]) -> Text:
     text = Text()
     for above, below in zip(pixels[::2], pixels[1::2], strict=True):
         for top, bottom in zip(above, below, strict=True):
-            text.append("▀", Style(color=_hex(top), bgcolor=_hex(bottom)))
+            text.append(BLOCK, Style(color=_hex(top), bgcolor=_hex(bottom)))
         text.append("\n")
     return text
 

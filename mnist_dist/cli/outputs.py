@@ -1,0 +1,108 @@
+"""Files that a command writes because the user asks for them: refused before the work, and written whole or not."""
+
+from __future__ import annotations
+
+import csv
+import io
+import secrets
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mnist_dist.errors import ConfigError, StorageError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+def check_place(path: Path | None) -> None:
+    """Make sure that a file can be made somewhere; nothing is written.
+
+    Raises:
+        ConfigError: There is no such folder, or a folder is in its place.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder: name a file.")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path} cannot be written: there is no folder {path.parent}.")
+
+
+def check_picture(path: Path | None) -> None:
+    """Make sure that a picture can be drawn into a file; nothing is written.
+
+    Raises:
+        ConfigError: Its place or its ending is not fit for that.
+    """
+    if path is None:
+        return
+    check_place(path)
+    from PIL import Image
+
+    try:  # Pillow lists endings for which it has no writer, and some that take no colours
+        Image.new("RGB", (1, 1)).save(io.BytesIO(), format=_format(path))
+    except (ValueError, OSError, KeyError, SystemError):
+        ending = f"The ending of {path}" if path.suffix else f"{path} has no ending, which"
+        raise ConfigError(f"{ending} names no picture format that can be written: use .png or .jpg.") from None
+
+
+def save_picture(picture: Image.Image, path: Path, *, follow: bool = True) -> None:
+    """Draw a picture into a file that `check_picture` has accepted; see `write_whole`.
+
+    Raises:
+        ConfigError: The format does not take a picture of this size.
+    """
+    content = io.BytesIO()
+    try:
+        picture.save(content, format=_format(path))
+    except (ValueError, OSError, SystemError) as error:
+        size = f"{picture.width} x {picture.height} pixels"
+        raise ConfigError(f"{path} cannot be drawn with {size}: {error}. Use .png, or fewer images.") from None
+    write_whole(path, content.getvalue(), follow=follow)
+
+
+def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
+    """Write rows in UTF-8; a file name that is no text keeps its bytes."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    write_whole(path, text.getvalue().encode("utf-8", "surrogateescape"))
+
+
+def write_whole(path: Path, content: bytes, *, follow: bool = True) -> None:
+    """Replace a file at one stroke; a device or a pipe is written to as it is.
+
+    Args:
+        path: The file.
+        content: All of it.
+        follow: Write through a symbolic link, as the user has named it; else the link is replaced.
+
+    Raises:
+        StorageError: It cannot be written; then it is as it was.
+    """
+    target = path
+    try:
+        if follow:
+            if path.exists() and not path.is_file():
+                path.write_bytes(content)
+                return
+            target = path.resolve()
+        temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}")
+        try:
+            with temporary.open("xb") as file:
+                file.write(content)
+            if target.is_file() and not target.is_symlink():
+                shutil.copymode(target, temporary)
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error.strerror}.") from None
+
+
+def _format(path: Path) -> str:
+    """Find Pillow's name of the format that an ending names; raises KeyError if there is none."""
+    from PIL import Image
+
+    return Image.registered_extensions()[path.suffix.lower()]
