@@ -88,7 +88,7 @@ def open_folder(
 
 def _warn_of_changes(was: dict[str, Any], now: dict[str, Any], console: Console) -> None:
     """Say what is not as it was, of all that decides on a run's bits besides its config."""
-    facts = [(name, was.get(name), now[name]) for name in ("device_name", "precision", "threads", "ranks")]
+    facts = [(name, was.get(name), now[name]) for name in ("device_name", "precision", "ranks")]
     facts += [(name, was["versions"].get(name), version) for name, version in now["versions"].items()]
     for name, before, after in facts:
         if before != after:

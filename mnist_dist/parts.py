@@ -16,6 +16,7 @@ from mnist_dist.observe import Observers
 from mnist_dist.progress import Progress
 from mnist_dist.reduction import Ddp, Exact
 from mnist_dist.runtime import Runtime
+from mnist_dist.threads import Crowding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,8 @@ class Parts:
     optimizer: torch.optim.Optimizer
     stepper: Stepper
     """Of the optimizer."""
+    crowding: Crowding
+    """Whether other programs leave the run fewer CPUs than it has threads."""
     observers: Observers
     save: Callable[[Progress], None]
     """Writes a checkpoint; every rank calls it."""

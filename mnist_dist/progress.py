@@ -61,6 +61,8 @@ class Progress:
     """The newest epoch row."""
     best: dict[str, float] | None = None
     """`epoch`, `step` and `validation_accuracy` of the best epoch."""
+    threads: int | None = None
+    """CPU threads of each rank, where the run has chosen them."""
     started: float = field(default_factory=time.perf_counter)
     epoch_started: float = field(default_factory=time.perf_counter)
 
@@ -111,6 +113,7 @@ class Progress:
             "epoch_seconds": self.seconds_of_epoch(),
             "last": asdict(self.last) if self.last else None,
             "best": self.best,
+            "threads": self.threads,
         }
 
     @classmethod
@@ -124,6 +127,7 @@ class Progress:
             epoch_seconds=record["epoch_seconds"],
             last=EpochReport(**record["last"]) if record["last"] else None,
             best=record["best"],
+            threads=record.get("threads"),
         )
 
 

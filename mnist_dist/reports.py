@@ -20,6 +20,7 @@ class Plan:
     precision_reason: str
     ranks: int
     threads: int
+    threads_reason: str
     global_batch: int
     micro_batch: int
     accumulation: int
@@ -68,10 +69,11 @@ class Event:
     """Something worth noting that happened in a step."""
 
     step: int
-    event: Literal["update_left_out"]
-    """`update_left_out`: gradients overflowed under fp16; the step is done without changing the weights."""
-    loss_scale: float
-    """What losses are multiplied with from now on."""
+    event: Literal["update_left_out", "fewer_threads"]
+    """`update_left_out`: gradients overflowed under fp16; the step is done without changing the weights.
+    `fewer_threads`: other programs left too few CPUs."""
+    figures: dict[str, float]
+    """What holds from now on, by name: `loss_scale`, or `threads` of each process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

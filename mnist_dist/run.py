@@ -36,6 +36,7 @@ from mnist_dist.progress import Progress
 from mnist_dist.reduction import Ddp, Exact
 from mnist_dist.reports import EpochReport, Evaluation, Plan, Result, StepReport
 from mnist_dist.runtime import Runtime, start
+from mnist_dist.threads import Chosen, Cpus, Crowding, choose, crowded_by_itself, others_since_prepare
 from mnist_dist.worker import group_folder_of
 
 
@@ -74,6 +75,8 @@ def train(
         )
         runtime = stack.enter_context(join(config))
         resolved = _settle(resolved, runtime)
+        cpus = Cpus.of(os.environ, runtime.ranks)
+        chosen = _choose_threads(config, runtime, cpus, console)
         parts = build_parts(resolved.config, dataset, runtime)
         folder = RunFolder(Path(runtime.broadcast(str(run or default_run_folder("run")))))
         if resume:
@@ -85,13 +88,17 @@ def train(
             archive.take_weights(init_from, parts.model, runtime)
         restored = archive.restore(folder, dataset, runtime, parts.model, parts.optimizer, console) if resume else None
         progress = restored or Progress()
+        chosen = _keep_threads(config, runtime, progress, chosen)
         observers = runtime.on_first_rank(
             lambda: _observe(folder, resolved, dataset, console, stack, first_step=progress.step)
         )
         parts = replace(
-            parts, observers=observers or Observers(), save=lambda progress: archive.save(folder, parts, progress)
+            parts,
+            crowding=Crowding(cpus, progress.threads),
+            observers=observers or Observers(),
+            save=lambda progress: archive.save(folder, parts, progress),
         )
-        parts.observers.plan(_plan(parts, folder, first_step=progress.step))
+        parts.observers.plan(_plan(parts, folder, first_step=progress.step, threads_reason=chosen.reason))
         return _train(parts, progress, folder)
 
 
@@ -144,8 +151,7 @@ def join(config: Config) -> contextlib.AbstractContextManager[Runtime]:
     """Join the group of processes as a config asks for it. Every rank; `runtime.start` has the errors."""
     options = config.train
     exact = options.reduction == "exact"
-    threads = options.threads or (1 if exact else None)
-    return start(device=options.device, precision=options.precision, threads=threads, deterministic=exact)
+    return start(device=options.device, precision=options.precision, threads=options.fixed_threads, deterministic=exact)
 
 
 def build_parts(config: Config, dataset: Dataset, runtime: Runtime) -> Parts:
@@ -162,6 +168,7 @@ def build_parts(config: Config, dataset: Dataset, runtime: Runtime) -> Parts:
         reduction=reduction,
         optimizer=optimizer,
         stepper=Stepper(optimizer),
+        crowding=Crowding(Cpus.of(os.environ, runtime.ranks), None),
         observers=Observers(),
         save=lambda progress: None,
     )
@@ -241,17 +248,41 @@ def _train(parts: Parts, progress: Progress, folder: RunFolder) -> Result:
 
 
 def _settle(resolved: Resolved, runtime: Runtime) -> Resolved:
-    """Replace what was left to the hardware by what was chosen: it decides on the bits of the run."""
-    chosen = {
-        "precision": (runtime.precision.value, runtime.precision.reason),
-        "threads": (runtime.threads, "what this process was given"),
-    }
-    options, origins = resolved.config.train, dict(resolved.origins)
-    changed = {name: value for name, (value, _) in chosen.items() if getattr(options, name) != value}
-    for name in changed:
-        origins[f"train.{name}"] = f"{getattr(options, name) or 'default'}: {chosen[name][1]}"
-    config = resolved.config.model_copy(update={"train": options.model_copy(update=changed)})
-    return Resolved(config=config, origins=origins)
+    """Replace the precision that was left to the hardware by the chosen one: it decides on the bits of the run."""
+    options, value = resolved.config.train, runtime.precision.value
+    if options.precision == value:
+        return resolved
+    config = resolved.config.model_copy(update={"train": options.model_copy(update={"precision": value})})
+    origin = f"{options.precision}: {runtime.precision.reason}"
+    return Resolved(config=config, origins={**resolved.origins, "train.precision": origin})
+
+
+def _choose_threads(config: Config, runtime: Runtime, cpus: Cpus, console: Console) -> Chosen:
+    """Choose the threads of each rank where the config leaves them open. Every rank."""
+    options, given = config.train, runtime.threads
+    if runtime.rank == 0 and runtime.device.type == "cpu":
+        for line in crowded_by_itself(options.fixed_threads, os.environ, cpus):
+            console.print(line, soft_wrap=True, highlight=False)
+    if options.fixed_threads is not None:
+        return Chosen(threads=given, reason="as asked" if options.threads else "as exact needs")
+    if runtime.device.type != "cpu":
+        return Chosen(threads=given, reason="")
+    # The least that any rank has seen: a rank that decoded pictures looks like another program to the others.
+    others = -runtime.maximum(-round(100 * others_since_prepare(cpus.local_ranks))) / 100
+    chosen = choose(config, cpus, ranks=runtime.ranks, most=given, others=others)
+    runtime.set_threads(chosen.threads)
+    return chosen
+
+
+def _keep_threads(config: Config, runtime: Runtime, progress: Progress, chosen: Chosen) -> Chosen:
+    """Go on with the threads that a resumed run has chosen before, as they decide on its bits. Every rank."""
+    if config.train.fixed_threads is not None or runtime.device.type != "cpu":
+        return chosen
+    if progress.threads is not None and progress.threads != chosen.threads:
+        runtime.set_threads(progress.threads)
+        chosen = Chosen(threads=progress.threads, reason="as before")
+    progress.threads = chosen.threads
+    return chosen
 
 
 def _observe(
@@ -276,7 +307,7 @@ def _observe(
     return observers
 
 
-def _plan(parts: Parts, folder: RunFolder, *, first_step: int) -> Plan:
+def _plan(parts: Parts, folder: RunFolder, *, first_step: int, threads_reason: str) -> Plan:
     config, dataset, runtime = parts.config, parts.dataset, parts.runtime
     micro_batch, accumulation = config.train.split_batch(runtime.ranks)
     place = "" if runtime.device.type == "cpu" else f"; pixels in {parts.batches['train'].residency} memory"
@@ -288,6 +319,7 @@ def _plan(parts: Parts, folder: RunFolder, *, first_step: int) -> Plan:
         precision_reason=runtime.precision.reason,
         ranks=runtime.ranks,
         threads=runtime.threads,
+        threads_reason=threads_reason,
         global_batch=config.train.global_batch,
         micro_batch=micro_batch,
         accumulation=accumulation,

@@ -24,7 +24,8 @@ from mnist_dist.runtime import Vote
 
 SAVE = 1 << 16
 """A vote to save; smaller ones are the numbers of signals, which save as well."""
-
+FEWER_THREADS = 1 << 20
+"""A vote to go on with n threads is this less n: of several votes the fewest threads win."""
 
 SEEDS = 256
 """For so many steps the seeds of dropout are computed at once."""
@@ -47,13 +48,14 @@ def train(parts: Parts, progress: Progress) -> None:
     mine = {"rank": runtime.rank, "ranks": runtime.ranks, "micro_batch": micro_batch}
     losses: list[Tensor] = []  # of each micro-batch of this rank, on the device, until the next look at them
     sums: list[tuple[Tensor, Tensor]] = []  # loss and number correct of each step, likewise
-    vote, clock = Vote(runtime), Clock(parts.config.checkpoint.every_minutes)
+    vote, clock, crowding = Vote(runtime), Clock(parts.config.checkpoint.every_minutes), parts.crowding
 
     while True:
         ends = (sampler.epoch_end(sampler.epoch_of(progress.step - 1)), total_steps)
         if progress.epoch.images and progress.step in ends:
             _finish_epoch(parts, progress, _set_rate(parts, progress.step - 1, total_steps))
             clock.restart()
+            crowding.restart()
         if progress.step == total_steps:
             vote.result()
             return
@@ -78,7 +80,7 @@ def train(parts: Parts, progress: Progress) -> None:
         parts.observers.progress(done)
         overflows = lowered_scale is not None and lowered_scale < SMALLEST_LOSS_SCALE
         if lowered_scale is not None:
-            parts.observers.event(Event(step=done, event="update_left_out", loss_scale=lowered_scale))
+            parts.observers.event(Event(step=done, event="update_left_out", figures={"loss_scale": lowered_scale}))
         epoch = sampler.epoch_of(step)
         epoch_ends = done in (sampler.epoch_end(epoch), total_steps)
         decision = vote.result()  # of the vote that was cast a step ago
@@ -101,11 +103,17 @@ def train(parts: Parts, progress: Progress) -> None:
             reduction.settle()
             parts.save(progress)
             clock.restart()
+            crowding.restart()
         if stops:
             raise StoppedError(
                 f"Stopped by {signal.Signals(decision).name} after step {done} of {total_steps}.", decision
             )
-        vote.cast(signals.pending() or (SAVE if clock.save_is_due() else 0))
+        if decision > SAVE:
+            _take_fewer_threads(parts, progress, FEWER_THREADS - decision)
+        fitting = crowding.look()
+        vote.cast(
+            signals.pending() or (SAVE if clock.save_is_due() else 0) or (FEWER_THREADS - fitting if fitting else 0)
+        )
 
 
 def _finish_epoch(parts: Parts, progress: Progress, rate: float) -> None:
@@ -141,6 +149,15 @@ def _finish_epoch(parts: Parts, progress: Progress, rate: float) -> None:
     progress.finish_epoch(report)
     parts.observers.epoch(report, test)
     parts.save(progress)
+
+
+def _take_fewer_threads(parts: Parts, progress: Progress, threads: int) -> None:
+    """Compute with fewer threads for the rest of the run, and note it. Every rank."""
+    if threads < parts.runtime.threads:  # not the vote of a rank that has found out a step later
+        parts.runtime.set_threads(threads)
+        parts.crowding.lower(threads)
+        progress.threads = threads
+        parts.observers.event(Event(step=progress.step, event="fewer_threads", figures={"threads": threads}))
 
 
 def _set_rate(parts: Parts, step: int, total_steps: int) -> float:

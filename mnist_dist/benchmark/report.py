@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from mnist_dist.benchmark.advice import Advice, Choice, Figures, advise
 from mnist_dist.benchmark.cost import Exchange, StepCost
 from mnist_dist.benchmark.fitting import fit_line
-from mnist_dist.benchmark.load import Others
 from mnist_dist.benchmark.plan import Plan
 from mnist_dist.benchmark.records import Arithmetic, Case, Measured, Memory, Record, Split
 from mnist_dist.config import Config
+from mnist_dist.cpu_time import Others
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

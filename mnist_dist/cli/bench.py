@@ -99,19 +99,19 @@ def _threads(options: Train, ranks: int) -> int:
     """Share the CPUs as `train` does."""
     from mnist_dist.machine import allowed_cpus
 
-    if options.threads is not None or options.reduction == "exact":
-        return options.threads or 1
+    if options.fixed_threads is not None:
+        return options.fixed_threads
     variable = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]  # a list is for nested threads
     return int(variable) if variable.isdigit() else max(1, allowed_cpus() // ranks)
 
 
 def _measure(resolved: Resolved, plan: Plan, seconds: float) -> Report:
     """Start one group of processes after the other; exits with their code if they fail."""
-    from mnist_dist.benchmark.load import Moment, others_between
     from mnist_dist.benchmark.records import Record, write_cases
     from mnist_dist.benchmark.report import Surroundings, assemble
     from mnist_dist.cli.processes import own_group
     from mnist_dist.cli.training import open_data
+    from mnist_dist.cpu_time import Moment, others_between
     from mnist_dist.launch.local import run_local
     from mnist_dist.machine import allowed_cpus
 
@@ -143,9 +143,11 @@ def _measure(resolved: Resolved, plan: Plan, seconds: float) -> Report:
 def _work(config: Config, ranks: int, seconds: float, file: Path) -> None:
     """Measure as one rank; the file holds the cases, and the record after that."""
     from mnist_dist.lean import leave_out_compiler
+    from mnist_dist.threads import prepare
 
+    prepare(config, ranks)  # as in training
     if not config.train.compile:
-        leave_out_compiler()  # as in training
+        leave_out_compiler()
     from mnist_dist.benchmark.ranks import measure_alone, measure_together
     from mnist_dist.benchmark.records import read_cases
 

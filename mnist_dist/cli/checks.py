@@ -76,7 +76,7 @@ def _probe(resolved: Resolved, ranks: int, folder: Path) -> Record:
 
     file = folder / f"{ranks}.safetensors"
     options = resolved.config.train
-    code = run_local(own_group(ranks=ranks, threads=options.threads or 1, extra=("--output", str(file))))
+    code = run_local(own_group(ranks=ranks, threads=options.fixed_threads or 1, extra=("--output", str(file))))
     if code:
         raise typer.Exit(code)
     record: Record = load_file(file)

@@ -222,8 +222,7 @@ def _supervise(resolved: Resolved, folder: RunFolder, group: Group, restarts: Re
     """Start the ranks, again where they fail, and exit with their code."""
     from mnist_dist.launch.local import run_local
 
-    options = resolved.config.train
-    threads = options.threads or (1 if options.reduction == "exact" else None)
+    threads = resolved.config.train.fixed_threads
     try:
         # The ranks import torch while the pictures are decoded.
         meanwhile = partial(open_data, resolved, err=as_json)
@@ -249,7 +248,9 @@ def _given(flags: Mapping[str, tuple[str, object]]) -> list[Setting]:
 def _work(resolved: Resolved, run: Path | None, *, resume: bool, init_from: Path | None, as_json: bool) -> None:
     """Train as one rank of a group; rank 0 prints."""
     from mnist_dist.lean import leave_out_compiler
+    from mnist_dist.threads import prepare
 
+    prepare(resolved.config, int(os.environ.get("WORLD_SIZE", "1")))
     if not resolved.config.train.compile:
         leave_out_compiler()
     from mnist_dist.run import train
@@ -263,8 +264,10 @@ def _work(resolved: Resolved, run: Path | None, *, resume: bool, init_from: Path
 def open_data(resolved: Resolved, group: GroupFolder, *, err: bool) -> None:
     """Look whether the pictures have changed, decode them if so, and tell the ranks which store to open."""
     from mnist_dist.config import EMBEDDED_DIGITS
+    from mnist_dist.cpu_time import own_seconds
     from mnist_dist.data.approval import approve
 
+    began = own_seconds()
     if resolved.config.data.root == EMBEDDED_DIGITS:
         approve(group, None, "")  # they are in the package
         return
@@ -273,7 +276,7 @@ def open_data(resolved: Resolved, group: GroupFolder, *, err: bool) -> None:
     options = resolved.config.train
     dataset = open_dataset(resolved.config.data, seed=options.seed, announce=partial(say, err=err))
     Sampler(images=len(dataset.train), global_batch=options.global_batch, seed=options.seed)
-    approve(group, dataset.folder, dataset.state)
+    approve(group, dataset.folder, dataset.state, own_seconds() - began)
 
 
 def _print_dry_run(resolved: Resolved, ranks: int) -> None:

@@ -31,6 +31,10 @@ def _no_truth_value(value: Any) -> Any:
     return value
 
 
+def _auto_is_null(value: Any) -> Any:
+    return None if value == "auto" else value
+
+
 Number = Annotated[float, BeforeValidator(_no_truth_value)]
 Whole = Annotated[int, BeforeValidator(_no_truth_value)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00]*$")]
@@ -208,10 +212,18 @@ class Train(Section):
     precision: Precision = "auto"
     compile: bool = False
     """Train with `torch.compile`, which takes tens of seconds first; `bench` shows whether steps are quicker then."""
-    threads: Whole | None = Field(None, ge=1, le=1024)
-    """CPU threads of each process; null: an equal share of the CPUs."""
+    threads: Annotated[Whole | None, BeforeValidator(_auto_is_null)] = Field(None, ge=1, le=1024)
+    """CPU threads of each process; a number stays to the end. null or auto: as many as the work of a step is worth and
+    other programs leave, at most an equal share of the CPUs; fewer when other programs begin to take CPUs."""
     log_every: Whole = Field(50, ge=1, le=MOST_STEPS)
     """Steps between two lines of the journal."""
+
+    @property
+    def fixed_threads(self) -> int | None:
+        """Threads of each process where they decide on the bits; `None`: they are chosen when the run starts."""
+        if self.threads is not None:
+            return self.threads
+        return 1 if self.reduction == "exact" else None
 
     def split_batch(self, ranks: int) -> tuple[int, int]:
         """Divide the global batch over processes and micro-batches.

@@ -12,7 +12,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from mnist_dist import heartbeat
+from mnist_dist import heartbeat, threads
 from mnist_dist.data.stored import Store, open_folder
 from mnist_dist.errors import WorkerError
 from mnist_dist.worker import LAUNCHER, GroupFolder
@@ -20,16 +20,18 @@ from mnist_dist.worker import LAUNCHER, GroupFolder
 POLL_SECONDS = 0.003
 
 
-def approve(group: GroupFolder, folder: Path | None, state: str) -> None:
+def approve(group: GroupFolder, folder: Path | None, state: str, cpu_seconds: float = 0.0) -> None:
     """Tell the ranks, as their launcher, what they wait for.
 
     Args:
         group: Where they look.
         folder: The store; None: there is none on disk, and each rank gets the pictures by itself.
         state: How it came about, in words.
+        cpu_seconds: What the launcher has used for it: the ranks must not take it for another program's.
     """
     temporary = group.word.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"folder": folder and str(folder.absolute()), "state": state}), encoding="utf-8")
+    word = {"folder": folder and str(folder.absolute()), "state": state, "cpu_seconds": cpu_seconds}
+    temporary.write_text(json.dumps(word), encoding="utf-8")
     temporary.replace(group.word)
 
 
@@ -48,6 +50,7 @@ def approved(group: GroupFolder) -> Store | None:
         if os.getppid() != launcher:  # only where the kernel does not end ranks with their launcher
             raise WorkerError("The launcher of this process is gone.")
     word = json.loads(text)
+    threads.count_as_ours(word["cpu_seconds"])
     store = open_folder(Path(word["folder"])) if word["folder"] else None
     return store and replace(store, state=word["state"])
 

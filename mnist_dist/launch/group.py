@@ -146,9 +146,6 @@ def _environment(group: Group, folder: GroupFolder, rank: int) -> dict[str, str]
     }
     if group.log is not None:
         environment[RANK_LOG] = str(group.log(rank))
-    # How long a thread spins for the others: libgomp's default costs a rank nearly all its speed as soon as another
-    # program is busy (2 cores: 290 images/s instead of 13,000; with this 970), and this costs nothing otherwise.
-    environment["GOMP_SPINCOUNT"] = os.environ.get("GOMP_SPINCOUNT", "50000")
     environment |= {name: os.environ.get(name, value) for name, value in KEEP_MEMORY.items()}
     if group.threads is not None:
         environment["OMP_NUM_THREADS"] = str(group.threads)

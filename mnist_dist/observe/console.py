@@ -19,7 +19,7 @@ from mnist_dist.config import EMBEDDED_DIGITS
 from mnist_dist.observe import Observer
 from mnist_dist.observe.names import shown
 from mnist_dist.observe.output import glyph, print_line
-from mnist_dist.reports import EpochReport, Evaluation, Plan, Result, StepReport
+from mnist_dist.reports import EpochReport, Evaluation, Event, Plan, Result, StepReport
 
 REFRESH_SECONDS = 0.25
 PLAIN_SECONDS = 10.0
@@ -87,6 +87,14 @@ class TrainingConsole(Observer):
             self._print(
                 f"{_epoch(self._plan, report.epoch)}  step {report.step}/{self._plan.total_steps}  "
                 f"loss {report.loss:.4f}  {report.images_per_second:,.0f} images/s  ETA {left:.0f} s"
+            )
+
+    def event(self, event: Event) -> None:  # noqa: D102
+        if event.event == "fewer_threads":
+            threads = f"{event.figures['threads']:.0f}"
+            self._print(
+                f"step {event.step}: other programs need CPUs, so each process computes with {threads} "
+                f"thread{'s' * (threads != '1')} from now on (train.threads=N keeps a number)"
             )
 
     def epoch(self, report: EpochReport, test: Evaluation) -> None:  # noqa: D102
@@ -183,11 +191,12 @@ def _facts(plan: Plan, *, more: str) -> list[tuple[str, str]]:
     names = ", ".join([*plan.classes[:10], *([more] if len(plan.classes) > 10 else [])])
     ranks = "1 process" if plan.ranks == 1 else f"{plan.ranks} processes"
     threads = "1 thread" if plan.threads == 1 else f"{plan.threads} threads"
+    why = f" ({plan.threads_reason})" if plan.threads_reason else ""
     resumed = f"; resumed after step {plan.first_step:,}" if plan.first_step else ""
     if plan.reduction == "exact":
         resumed += "; exact: the same bits on any number of processes"
     return [
-        ("device", f"{plan.device} ({plan.device_reason}); {ranks}, {threads} each"),
+        ("device", f"{plan.device} ({plan.device_reason}); {ranks}, {threads} each" + why),
         ("precision", f"{plan.precision} ({plan.precision_reason})"),
         ("global batch", f"{plan.batch_arithmetic}  (micro-batch x accumulation x processes)"),
         ("length", f"{plan.total_steps:,} steps, {plan.epochs:g} epochs" + resumed),

@@ -22,7 +22,7 @@ class Journal(Observer):
         self._write("step", asdict(report))
 
     def event(self, event: Event) -> None:  # noqa: D102
-        self._write("event", asdict(event))
+        self._write("event", {"step": event.step, "event": event.event, **event.figures})
 
     def epoch(self, report: EpochReport, test: Evaluation) -> None:  # noqa: D102
         self._write("epoch", report.metrics())

@@ -42,6 +42,11 @@ class Runtime:
         self.ranks: int = accelerator.num_processes
         self.sum_dtype = torch.float32 if self.device.type == "mps" else torch.float64  # MPS has no float64
 
+    def set_threads(self, threads: int) -> None:
+        """Compute with so many CPU threads from now on; between steps alone."""
+        torch.set_num_threads(threads)
+        self.threads = threads
+
     def prepare(self, model: nn.Module, *, training: bool = True) -> nn.Module:
         """Move a network to the device, to compute in the run's precision. Every rank.
 

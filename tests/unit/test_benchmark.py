@@ -8,7 +8,6 @@ from rich.console import Console
 from mnist_dist.benchmark.advice import Choice, Figures, advise
 from mnist_dist.benchmark.cost import Exchange, StepCost, rounds, volume
 from mnist_dist.benchmark.fitting import Line, fit_line
-from mnist_dist.benchmark.load import Moment, Others, others_between
 from mnist_dist.benchmark.plan import make_plan, shareable
 from mnist_dist.benchmark.records import (
     Arithmetic,
@@ -27,6 +26,7 @@ from mnist_dist.benchmark.report import Surroundings, assemble
 from mnist_dist.benchmark.table import print_report
 from mnist_dist.config import Config
 from mnist_dist.config.schema import Train
+from mnist_dist.cpu_time import Moment, Others, others_between
 from mnist_dist.errors import ConfigError
 
 CASE = Case(global_batch=64, micro_batch=None, precision="auto", threads=2)

@@ -13,8 +13,8 @@ from mnist_dist.reports import EpochReport, Evaluation, Plan, Result, StepReport
 
 PLAN = Plan(
     run="runs/a-name-that-is-rather-long-20260101-120000", device="cpu", device_reason="no GPU found",
-    precision="fp32", precision_reason="the safe choice on cpu", ranks=2, threads=1, global_batch=64,
-    micro_batch=16, accumulation=2, reduction="ddp", first_step=0, total_steps=100, epochs=2,
+    precision="fp32", precision_reason="the safe choice on cpu", ranks=2, threads=1, threads_reason="as asked",
+    global_batch=64, micro_batch=16, accumulation=2, reduction="ddp", first_step=0, total_steps=100, epochs=2,
     model="small_cnn", parameters=21840,
     optimizer="sgd, learning rate 0.03", schedule="cosine", augmentation="none", data="Dataset",
     classes=tuple("0123456789"), train_images=3200, validation_images=320, test_images=700,

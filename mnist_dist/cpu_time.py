@@ -1,4 +1,4 @@
-"""How much of the machine others had while something was measured; without torch."""
+"""Read how much CPU time the machine, this process and other programs use; without torch."""
 
 from __future__ import annotations
 
@@ -12,12 +12,17 @@ PROCESSOR_TIMES = Path("/proc/stat")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Others:
-    """CPUs, on average over a time, that were not to be had."""
+    """CPUs, on average over a time, that this program could not have."""
 
     busy: float
-    """Used by processes that are not ours."""
+    """Used by processes of other programs."""
     stolen: float
     """Given to other virtual machines by the host."""
+
+    @property
+    def cpus(self) -> float:
+        """All of them together."""
+        return self.busy + self.stolen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +37,7 @@ class Moment:
 
     @classmethod
     def now(cls, file: Path = PROCESSOR_TIMES) -> Moment | None:
-        """Look at the sums; None where the system does not show them."""
+        """Read the sums; `None` where the system does not show them (only Linux does)."""
         try:
             words = file.read_text(encoding="ascii").split("\n", 1)[0].split()
         except OSError:
@@ -43,12 +48,24 @@ class Moment:
             clock=time.monotonic(),
             machine=user + nice + system + irq + softirq,
             stolen=stolen,
-            ours=sum(os.times()[:4]),
+            ours=own_seconds(),
         )
 
 
-def others_between(before: Moment, after: Moment) -> Others:
-    """Work out what others had between two moments."""
+def own_seconds() -> float:
+    """Return the CPU seconds of this process and of its children that have ended."""
+    return sum(os.times()[:4])
+
+
+def others_between(before: Moment, after: Moment, *, processes: int = 1, helpers: float = 0.0) -> Others:
+    """Return what other programs had between two moments.
+
+    Args:
+        before: The earlier moment.
+        after: The later one.
+        processes: How many processes of this program work on this machine, each as much as this one.
+        helpers: CPU seconds that others have used on behalf of them all.
+    """
     seconds = max(after.clock - before.clock, 1e-9)
-    busy = (after.machine - before.machine) - (after.ours - before.ours)
+    busy = (after.machine - before.machine) - processes * (after.ours - before.ours) - helpers
     return Others(busy=max(0.0, busy / seconds), stolen=max(0.0, (after.stolen - before.stolen) / seconds))

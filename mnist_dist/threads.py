@@ -1,0 +1,234 @@
+"""How many CPU threads a rank computes with, and how long they spin while they wait for each other; without torch.
+
+Threads of one operation wait for the slowest of them. On a quiet machine more threads are quicker; as soon as another
+program takes one of the CPUs, each operation waits for the thread that has none, and the run falls to a fraction of
+what one thread does (benchmarks/busy.py measures it). So a run that may choose takes as many threads as the other
+programs leave CPUs, and fewer for the rest of the run when a program comes that takes one.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from mnist_dist.config.schema import Config
+from mnist_dist.cpu_time import Moment, others_between
+from mnist_dist.machine import allowed_cpus
+
+FLOP_PER_THREAD = 4e7
+"""Floating-point operations of a step that make another thread worth its while: a step of 64 digits in `small_cnn` has
+1.7e8, and its sixty operations take some 50 microseconds each with one thread. Measured with two threads only."""
+LONG_STEP_FLOP = 2e9
+"""A step of so many has operations that are long beside the time that a thread needs to wake up."""
+SPINS, FEW_SPINS = 50_000, 2_000
+"""GOMP_SPINCOUNT for short and for long operations. libgomp's own 300,000 cost a run nearly all its speed beside a busy
+program; few spins cost a step of short operations a tenth on a quiet machine."""
+A_CPU = 0.35
+"""From this share of a CPU on, what others use counts as a whole one."""
+WINDOW_SECONDS, WINDOWS = 1.0, 3
+"""A run is crowded once it was in so many such windows in a row."""
+
+_began: Moment | None = None
+_helpers_seconds = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cpus:
+    """What a rank shares with other ranks and other programs."""
+
+    machine: int
+    """CPUs of the machine."""
+    allowed: int
+    """Those that this run may use: by affinity and cgroup."""
+    local_ranks: int
+    """Ranks on this machine."""
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str], ranks: int) -> Cpus:
+        """Look at this machine.
+
+        Args:
+            environment: Says how many ranks are on this machine, if a launcher has set it.
+            ranks: On all machines.
+        """
+        local_ranks = environment.get("LOCAL_WORLD_SIZE", "")
+        return cls(
+            machine=os.cpu_count() or 1,
+            allowed=allowed_cpus(),
+            local_ranks=min(ranks, int(local_ranks)) if local_ranks.isdecimal() and int(local_ranks) else ranks,
+        )
+
+    def threads_beside(self, others: float) -> int:
+        """Return how many threads each rank can have so that none waits for a CPU.
+
+        Args:
+            others: CPUs that other programs use.
+        """
+        taken = math.floor(others + 1 - A_CPU)
+        return max(1, min(self.allowed, self.machine - taken) // self.local_ranks)
+
+
+def step_flop(config: Config, ranks: int) -> float | None:
+    """Estimate the floating-point operations of one rank's micro-batch, forward and backward.
+
+    Returns:
+        `None` for a network whose size is not known without torch.
+    """
+    count = MULTIPLY_ADDS.get(config.model.name)
+    if count is None:
+        return None
+    images, _ = config.train.split_batch(ranks)
+    return 6.0 * images * count(config.data.channels, config.data.image_size)
+
+
+def useful_threads(flop: float | None, most: int) -> int:
+    """Return how many threads the work of a step is worth, at most `most`."""
+    return most if flop is None else max(1, min(most, math.floor(flop / FLOP_PER_THREAD)))
+
+
+def prepare(config: Config, ranks: int) -> None:
+    """Set how long threads spin, and begin to measure what other programs use: call it before torch is imported.
+
+    A GOMP_SPINCOUNT or OMP_WAIT_POLICY of the user's stays.
+    """
+    global _began
+    _began = Moment.now()
+    if "OMP_WAIT_POLICY" not in os.environ:
+        flop = step_flop(config, ranks)
+        spins = SPINS if flop is not None and flop < LONG_STEP_FLOP else FEW_SPINS
+        os.environ.setdefault("GOMP_SPINCOUNT", str(spins))
+
+
+def count_as_ours(seconds: float) -> None:
+    """Count CPU seconds since `prepare` that a helper of this rank has used: it is no other program."""
+    global _helpers_seconds
+    _helpers_seconds += seconds
+
+
+def others_since_prepare(local_ranks: int) -> float:
+    """Return how many CPUs other programs have used since `prepare`; 0 where nobody knows."""
+    now = Moment.now()
+    if _began is None or now is None:
+        return 0.0
+    return others_between(_began, now, processes=local_ranks, helpers=_helpers_seconds).cpus
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """How many threads a rank computes with."""
+
+    threads: int
+    reason: str
+    """In words; empty for an equal share of the CPUs."""
+
+
+def choose(config: Config, cpus: Cpus, *, ranks: int, most: int, others: float) -> Chosen:
+    """Choose the threads of a run that leaves them open, and has not chosen any before.
+
+    Args:
+        config: The run's.
+        cpus: Of this machine.
+        ranks: Of the run, on all machines.
+        most: What this process was given, by OMP_NUM_THREADS or as its share.
+        others: CPUs that other programs use.
+    """
+    useful, beside = useful_threads(step_flop(config, ranks), most), cpus.threads_beside(others)
+    if beside < useful:
+        return Chosen(threads=beside, reason=f"other programs use {others:.1f} of {cpus.machine} CPUs")
+    return Chosen(threads=useful, reason="" if useful == most else "a step has little work")
+
+
+def crowded_by_itself(fixed: int | None, environment: Mapping[str, str], cpus: Cpus) -> list[str]:
+    """Return a warning where the processes of this machine were given more threads than there are CPUs.
+
+    Args:
+        fixed: What the config says, if it fixes the threads.
+        environment: May hold OMP_NUM_THREADS.
+        cpus: Of this machine.
+    """
+    variable = environment.get("OMP_NUM_THREADS", "").partition(",")[0]  # a list is for nested threads
+    given = fixed or (int(variable) if variable.isdecimal() else 0)
+    if given * cpus.local_ranks <= cpus.allowed:
+        return []
+    source, remedy = ("train.threads", "lower it") if fixed else ("OMP_NUM_THREADS", "unset it")
+    processes = f"{cpus.local_ranks} processes" if cpus.local_ranks > 1 else "one process"
+    return [
+        f"warning: {source} is {given}, which gives {processes} {given * cpus.local_ranks} threads on "
+        f"{cpus.allowed} CPUs: threads that wait for a CPU make a run slow, so {remedy}."
+    ]
+
+
+class Crowding:
+    """Finds out while a run trains that other programs leave it fewer CPUs than it has threads.
+
+    Args:
+        cpus: Of this machine.
+        threads: What this rank computes with; `None`: that may not change.
+        now: Reads the CPU times.
+    """
+
+    def __init__(self, cpus: Cpus, threads: int | None, now: Callable[[], Moment | None] = Moment.now) -> None:
+        self._cpus = cpus
+        self._now = now
+        self._threads = threads or 1
+        self.restart()
+
+    def lower(self, threads: int) -> None:
+        """Take note that this rank now computes with fewer threads."""
+        self._threads = threads
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a new window: what was done since the last one was no training, in which all ranks work alike."""
+        self._crowded: list[int] = []
+        self._begin()
+
+    def look(self) -> int:
+        """Return how many threads fit beside the other programs if those are fewer, and have been for a while; else 0.
+
+        Costs next to nothing but once a second: call it every step.
+        """
+        if time.monotonic() < self._due:
+            return 0
+        before = self._before
+        self._begin()
+        if before is None or self._before is None:
+            return 0
+        others = others_between(before, self._before, processes=self._cpus.local_ranks)
+        fitting = self._cpus.threads_beside(others.cpus)
+        self._crowded = [*self._crowded, fitting] if fitting < self._threads else []
+        return max(self._crowded) if len(self._crowded) >= WINDOWS else 0
+
+    def _begin(self) -> None:
+        self._before = self._now()
+        never = self._threads == 1 or self._before is None
+        self._due = math.inf if never else time.monotonic() + WINDOW_SECONDS
+
+
+def _small_cnn(channels: int, size: int) -> int:
+    first, second = size - 4, (size - 4) // 2 - 4
+    side = second // 2
+    return first**2 * 10 * 25 * channels + second**2 * 20 * 250 + 20 * side**2 * 50
+
+
+def _large_cnn(channels: int, size: int) -> int:
+    side = (size - 4) // 2
+    return (size - 2) ** 2 * 32 * 9 * channels + (size - 4) ** 2 * 64 * 288 + 64 * side**2 * 128
+
+
+def _fast_cnn(channels: int, size: int) -> int:
+    first, second = size - 8, (size - 8) // 2 - 2
+    side = second // 2
+    return first**2 * 16 * 25 * channels + second**2 * 32 * 144 + 32 * side**2 * 256
+
+
+MULTIPLY_ADDS: dict[str, Callable[[int, int], int]] = {
+    "small_cnn": _small_cnn,
+    "large_cnn": _large_cnn,
+    "fast_cnn": _fast_cnn,
+}
+"""Multiplications with additions of a forward pass over one image, by network: of (channels, image size); without its
+last layer, which depends on the number of classes and is small."""
