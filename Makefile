@@ -5,14 +5,17 @@ BIN := .venv/bin
 DATA ?= Dataset
 CONFIGS ?= fast fast-99
 
-.PHONY: train test lint benchmark clean
+.PHONY: train test test-all lint benchmark clean
 .DELETE_ON_ERROR:
 
 train: .venv/installed
 	$(BIN)/mnist-dist train --config quick
 
 test: .venv/installed-dev lint
-	$(BIN)/pytest
+	$(BIN)/pytest -m "quick and not slow"
+
+test-all: .venv/installed-dev
+	$(BIN)/pytest -m "not quick and not slow and not engines"
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

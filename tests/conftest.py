@@ -25,6 +25,13 @@ LAUNCH_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MAS
 os.environ |= [OWNER.split("=")]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let `make test` run all unit tests, besides what is marked quick elsewhere."""
+    for item in items:
+        if "unit" in item.path.parts:
+            item.add_marker("quick")
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a command ended."""

@@ -69,6 +69,7 @@ def test_a_mistake_gives_its_message_and_exit_code(command, tmp_path, words, cod
     assert not list(tmp_path.glob("runs/*/config.yaml"))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("processes", [1, 2])
 def test_pictures_that_cannot_be_read_are_named_before_anything_is_trained(command, tmp_path, folder_of, processes):
     root = folder_of(tmp_path / "Dataset")

@@ -26,8 +26,9 @@ def test_the_python_call_trains_twice_in_one_process(tmp_path):
     (code,) = (block for block in PYTHON if "from-python" in block)
     again = 'train(load("quick"), run=Path("runs/again"))\n'
     ended = subprocess.run(
-        [sys.executable, "-c", code + again], cwd=tmp_path, capture_output=True, text=True, timeout=120
-    )
+        [sys.executable, "-c", code + again], cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},  # the bits are compared
+    )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     accuracy = re.search(r"^([01]\.\d+)$", ended.stdout, re.M)
     assert accuracy
@@ -37,6 +38,7 @@ def test_the_python_call_trains_twice_in_one_process(tmp_path):
     assert hashes[0] == hashes[1]
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("line", re.findall(r"^\| .* \| `(.*(?:torchrun|accelerate launch).*)` \|$", README, re.M))
 def test_each_line_for_cpu_ranks_starts_two(line, tmp_path):
     if "ACCELERATE_USE_CPU" not in line and "nproc-per-node 2" not in line:

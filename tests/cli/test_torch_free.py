@@ -70,6 +70,7 @@ os._exit(code)
 """
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_plain_training_imports_nothing_heavy_that_it_does_not_need(ranks, tmp_path, capfd):
     words = ["train", "--epochs", "1", "--run", str(tmp_path / "run"), "--device", "cpu"]

@@ -3,6 +3,7 @@ import pytest
 BATCH = 5
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("ranks", [2, 3, 7])
 def test_every_image_is_scored_once_when_ranks_do_not_divide_the_set(on_ranks, ranks):
     """Set sizes around the number of ranks and the batch; the same bits as one process, on every rank."""

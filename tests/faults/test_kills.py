@@ -89,7 +89,7 @@ def test_an_exact_run_killed_200_times_ends_with_the_same_bits(command, kill_and
 @pytest.mark.parametrize(
     ("setting", "processes"),
     [
-        ("train.clip_norm=0.5", 2),
+        pytest.param("train.clip_norm=0.5", 2, marks=pytest.mark.quick),
         ("train.precision=bf16", 4),
         ("train.micro_batch=4", 4),
         ("optimizer.name=sgd", 2),

@@ -54,6 +54,7 @@ def flat(text):
     return " ".join(text.split())
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(("rank", "number"), [(0, signal.SIGKILL), (1, signal.SIGSEGV)])
 def test_a_rank_that_is_killed_costs_a_restart_and_no_bits(started, watched, whole, ranks_of, rank, number):
     run = watched("run")
