@@ -7,7 +7,7 @@ import os
 import sys
 
 from mnist_dist import signals
-from mnist_dist.errors import MnistDistError, StoppedError, StorageError
+from mnist_dist.errors import ConfigError, MnistDistError, StoppedError, StorageError
 from mnist_dist.observe.names import message_of
 from mnist_dist.observe.output import make_visible
 from mnist_dist.worker import GroupFolder, group_folder_of
@@ -34,15 +34,21 @@ def main() -> None:
 
 def _run(group: GroupFolder | None = None) -> int:
     """Run the command line; a rank that our launcher started leaves word with it, and it speaks for all."""
+    import typer
+
+    from mnist_dist.cli import usage
     from mnist_dist.cli.app import app
 
     try:
-        app()
+        code = app(standalone_mode=False)
     except SystemExit as end:
         if group is not None and isinstance(end.__context__, BrokenPipeError):
             return _leave_word(group, _as_ours(end.__context__))
         return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
     except Exception as raised:
+        if isinstance(raised, typer.TyperException) and usage.is_help(raised):
+            print(raised, file=sys.stderr)
+            return ConfigError.exit_code
         error = _as_ours(raised)
         if group is not None:
             return _leave_word(group, error)
@@ -51,7 +57,7 @@ def _run(group: GroupFolder | None = None) -> int:
         if error.exit_code != 128 + SIGPIPE:
             print(f"error: {message_of(error)}", file=sys.stderr)
         return error.exit_code
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 def _leave_word(group: GroupFolder, error: Exception) -> int:
@@ -61,7 +67,13 @@ def _leave_word(group: GroupFolder, error: Exception) -> int:
 
 
 def _as_ours(error: Exception) -> Exception:
-    """Take what a full or read-only disk and a closed pipe raise for what they are; leave all else."""
+    """Take a mistake in the command line, a full or read-only disk and a closed pipe for what they are."""
+    import typer
+
+    if isinstance(error, typer.TyperException):
+        from mnist_dist.cli import usage
+
+        return usage.explain(error)
     if isinstance(error, BrokenPipeError):  # the reader of `mnist-dist ... | head` has gone
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
         return StoppedError("Nobody reads the output any longer.", SIGPIPE)

@@ -9,10 +9,11 @@ import tempfile
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mnist_dist.cli import flags
 from mnist_dist.observe.output import open_console, say
 
 if TYPE_CHECKING:
@@ -26,35 +27,36 @@ ON_CPUS = 2
 
 
 def bench(
-    config: Annotated[
-        str | None, typer.Option(help="A preset (`config list`) or a YAML file.", show_default="its defaults")
-    ] = None,
-    data: Annotated[str | None, typer.Option(help="Folder with train/CLASS/* and test/CLASS/*.")] = None,
+    config: flags.Config = None,
+    data: flags.Data = None,
     processes: Annotated[
         int | None,
-        typer.Option(
-            "--processes", "-n", min=1, help="Measure 1, 2, 4, ... up to so many.", show_default="all GPUs, or 2"
+        flags.whole(
+            "--processes",
+            "-n",
+            least=1,
+            most=flags.MOST_PROCESSES,
+            help="Measure 1, 2, 4, ... up to so many.",
+            show_default="all GPUs, or 2",
         ),
     ] = None,
-    device: Annotated[Literal["auto", "cpu", "cuda", "mps"] | None, typer.Option(help="train.device.")] = None,
-    precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"] | None, typer.Option(help="train.precision.")] = None,
-    seconds: Annotated[float, typer.Option(min=0.01, help="For each measurement, after its warm-up.")] = 3.0,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any config key; repeatable.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    device: flags.DeviceKey = None,
+    precision: flags.PrecisionKey = None,
+    model: flags.ModelKey = None,
+    batch_size: flags.BatchSizeKey = None,
+    seconds: Annotated[
+        float, flags.number(least=0.01, most=3600, help="For each measurement, after its warm-up.")
+    ] = 3.0,
+    set_: flags.Set = None,
+    as_json: flags.Json = False,
     output: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Measure speed and scaling, see where a step's time goes. One thing is suggested."""
     from mnist_dist.cli.processes import own_output, this_worker
     from mnist_dist.cli.training import QUICK, resolve
 
-    flags = {
-        "data.root": ("--data", data),
-        "train.device": ("--device", device),
-        "train.precision": ("--precision", precision),
-    }
-    resolved, source = resolve(config, set_, flags)
+    given = {"data": data, "device": device, "precision": precision, "model": model, "batch_size": batch_size}
+    resolved, source = resolve(config, set_, given)
     worker = this_worker(None)
     if worker is not None:
         _work(resolved.config, worker.ranks, seconds, own_output(output, "bench"))

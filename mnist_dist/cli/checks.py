@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mnist_dist.cli import flags
 from mnist_dist.observe.output import open_console, say
 
 if TYPE_CHECKING:
@@ -19,17 +20,21 @@ Record = dict[str, "np.ndarray"]
 
 
 def verify(
-    config: Annotated[
-        str | None, typer.Option(help="A preset (`config list`) or a YAML file.", show_default="its defaults")
-    ] = None,
-    data: Annotated[str | None, typer.Option(help="Folder with train/CLASS/* and test/CLASS/*.")] = None,
-    processes: Annotated[int, typer.Option("--processes", "-n", min=1, help="Compare 1, 2, 4, ... up to so many.")] = 2,
-    steps: Annotated[int, typer.Option(min=1, help="How many steps each takes.")] = 5,
-    device: Annotated[Literal["auto", "cpu", "cuda", "mps"] | None, typer.Option(help="train.device.")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any config key; repeatable.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    config: flags.Config = None,
+    data: flags.Data = None,
+    processes: Annotated[
+        int,
+        flags.whole(
+            "--processes", "-n", least=1, most=flags.MOST_PROCESSES, help="Compare 1, 2, 4, ... up to so many."
+        ),
+    ] = 2,
+    steps: Annotated[int, flags.whole(least=1, most=100_000, help="How many steps each takes.")] = 5,
+    device: flags.DeviceKey = None,
+    model: flags.ModelKey = None,
+    batch_size: flags.BatchSizeKey = None,
+    lr: flags.LearningRateKey = None,
+    set_: flags.Set = None,
+    as_json: flags.Json = False,
     output: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Take the same steps on 1 to N processes and show what differs. N is --processes; between them 2, 4, 8, ..."""
@@ -38,7 +43,8 @@ def verify(
     from mnist_dist.cli.processes import own_output, this_worker
     from mnist_dist.cli.training import resolve
 
-    resolved, _ = resolve(config, set_, {"data.root": ("--data", data), "train.device": ("--device", device)})
+    given = {"data": data, "device": device, "model": model, "batch_size": batch_size, "lr": lr}
+    resolved, _ = resolve(config, set_, given)
     counts = sorted({*(1 << power for power in range(processes.bit_length()) if 1 << power <= processes), processes})
     resolved = _with_steps(resolved, steps, counts[-1])
     if this_worker(None) is not None:

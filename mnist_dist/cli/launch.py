@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from mnist_dist.cli import flags
 from mnist_dist.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,34 +20,53 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Start a command here, on several machines or on a cluster.")
 
+MOST_MACHINES = 65536
+MOST_CPUS = 4096
 OWN = ("train", "resume")
 """The commands of ours that engines start."""
 
 Command = Annotated[list[str], typer.Argument(metavar="COMMAND", help="What to run, after two dashes: `-- train ...`.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print exactly what would run, and stop.")]
-Nodes = Annotated[int, typer.Option(min=1, help="Machines.")]
+Nodes = Annotated[int, flags.whole(least=1, most=MOST_MACHINES, help="Machines.")]
 PerNode = Annotated[
-    int | None, typer.Option(min=1, help="Processes on each machine.", show_default="one a visible GPU, or 1")
+    int | None,
+    flags.whole(
+        least=1, most=flags.MOST_PROCESSES, help="Processes on each machine.", show_default="one a visible GPU, or 1"
+    ),
 ]
-NodeRank = Annotated[int, typer.Option(min=0, help="This machine's number: 0 is the head.")]
+NodeRank = Annotated[int, flags.whole(least=0, most=MOST_MACHINES - 1, help="This machine's number: 0 is the head.")]
 Head = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Machine 0, as the others reach it.")]
-MaxRestarts = Annotated[int, typer.Option(min=0, help="How often processes that failed are started again.")]
+MaxRestarts = Annotated[
+    int, flags.whole(least=0, most=1_000_000, help="How often processes that failed are started again.")
+]
 
 
 @app.command()
 def local(
     command: Command,
     processes: Annotated[
-        int | None, typer.Option("--processes", "-n", min=1, help="Processes.", show_default="one a GPU, or 1")
+        int | None,
+        flags.whole(
+            "--processes",
+            "-n",
+            least=1,
+            most=flags.MOST_PROCESSES,
+            help="Processes.",
+            show_default="one a GPU, or 1",
+        ),
     ] = None,
     max_restarts: Annotated[
-        int | None, typer.Option(min=0, help="Restarts without progress in between.", show_default="3")
+        int | None, flags.whole(least=0, most=1_000_000, help="Restarts without progress in between.", show_default="3")
     ] = None,
     start_timeout: Annotated[
-        float | None, typer.Option(min=1, help="Seconds to the first step.", show_default="1800")
+        float | None,
+        flags.number(least=1, most=flags.MOST_SECONDS, help="Seconds to the first step.", show_default="1800"),
     ] = None,
     hang_timeout: Annotated[
-        float | None, typer.Option(min=1, help="Seconds without a sign of life after that.", show_default="600")
+        float | None,
+        flags.number(
+            least=1, most=flags.MOST_SECONDS, help="Seconds without a sign of life after that.", show_default="600"
+        ),
     ] = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -64,7 +84,9 @@ def local(
         ours = {"--processes": processes, "--max-restarts": max_restarts, "--start-timeout": start_timeout,
                 "--hang-timeout": hang_timeout}  # fmt: skip
         options = [word for name, value in ours.items() if value is not None for word in (name, str(value))]
-        _parse((command[0], *options, *command[1:]))
+        parsed = _parse((command[0], *options, *command[1:]))
+        if command[0] == "train":
+            _check_share(parsed.params, ranks=None)
         words = [*own_command(), command[0], *options, *command[1:]]
         if not dry_run:
             os.execv(sys.executable, words)  # it supervises the processes itself
@@ -122,11 +144,17 @@ def accelerate(
 def slurm(
     command: Command,
     nodes: Nodes = 1,
-    processes_per_node: Annotated[int | None, typer.Option(min=1, show_default="the GPUs, or 1")] = None,
-    gpus_per_node: Annotated[int, typer.Option(min=0, help="GPUs of each machine; 0 trains on CPUs.")] = 0,
-    cpus_per_process: Annotated[int, typer.Option(min=1, help="CPUs of each process.")] = 1,
+    processes_per_node: Annotated[
+        int | None, flags.whole(least=1, most=flags.MOST_PROCESSES, show_default="the GPUs, or 1")
+    ] = None,
+    gpus_per_node: Annotated[
+        int, flags.whole(least=0, most=flags.MOST_PROCESSES, help="GPUs of each machine; 0 trains on CPUs.")
+    ] = 0,
+    cpus_per_process: Annotated[int, flags.whole(least=1, most=MOST_CPUS, help="CPUs of each process.")] = 1,
     time: Annotated[str, typer.Option(help="Time limit: minutes, HH:MM:SS or D-HH:MM:SS.")] = "01:00:00",
-    warning_seconds: Annotated[int, typer.Option(min=1, help="Seconds before it at which the run saves.")] = 120,
+    warning_seconds: Annotated[
+        int, flags.whole(least=1, most=65535, help="Seconds before it at which the run saves.")
+    ] = 120,
     name: Annotated[str, typer.Option(help="The job's name.")] = "mnist-dist",
     partition: Annotated[str | None, typer.Option(help="The partition.", show_default="the cluster's")] = None,
     dry_run: DryRun = False,
@@ -162,17 +190,23 @@ def kubernetes(
     data_claim: Annotated[
         str | None, typer.Option(help="PersistentVolumeClaim with the pictures, mounted read-only at /data.")
     ] = None,
-    nodes: Annotated[int, typer.Option(min=1, help="Pods.")] = 1,
-    processes_per_node: Annotated[int | None, typer.Option(min=1, show_default="the GPUs, or 1")] = None,
-    gpus_per_node: Annotated[int, typer.Option(min=0, help="GPUs of each pod; 0 trains on CPUs.")] = 0,
-    cpus: Annotated[int, typer.Option(min=1, help="CPUs of each pod.")] = 2,
+    nodes: Annotated[int, flags.whole(least=1, most=MOST_MACHINES, help="Pods.")] = 1,
+    processes_per_node: Annotated[
+        int | None, flags.whole(least=1, most=flags.MOST_PROCESSES, show_default="the GPUs, or 1")
+    ] = None,
+    gpus_per_node: Annotated[
+        int, flags.whole(least=0, most=flags.MOST_PROCESSES, help="GPUs of each pod; 0 trains on CPUs.")
+    ] = 0,
+    cpus: Annotated[int, flags.whole(least=1, most=MOST_CPUS, help="CPUs of each pod.")] = 2,
     memory: Annotated[str, typer.Option(help="Memory of each pod.")] = "8Gi",
     kind: Annotated[
-        Literal["job", "trainjob"], typer.Option(help="An Indexed Job, or a TrainJob of Kubeflow Trainer.")
+        Literal["job", "trainjob"],
+        flags.choice(of=("job", "trainjob"), help="An Indexed Job, or a TrainJob of Kubeflow Trainer."),
     ] = "job",
     name: Annotated[str, typer.Option(help="Of the job, and of the run in /runs.")] = "mnist",
     max_restarts: Annotated[
-        int | None, typer.Option(min=0, help="Restarts of a job.", show_default="3; a TrainJob's runtime decides")
+        int | None,
+        flags.whole(least=0, most=1_000_000, help="Restarts of a job.", show_default="3; a TrainJob's runtime decides"),
     ] = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -252,8 +286,8 @@ def _prepared(command: list[str], *, ranks: int) -> tuple[tuple[str, ...], str]:
     return (*words, *(() if options["resume_"] else ("--resume",))), str(options["run"])
 
 
-def _check_share(options: dict[str, Any], *, ranks: int) -> None:
-    """Make sure that so many processes can share the batch of a `train` with these options.
+def _check_share(options: dict[str, Any], *, ranks: int | None) -> None:
+    """Make sure that the config of a `train` with these options is right, and so many processes can share its batch.
 
     Raises:
         ConfigError: They can't, or the config is wrong; one that is only where the processes run is left to them.
@@ -263,8 +297,9 @@ def _check_share(options: dict[str, Any], *, ranks: int) -> None:
     config = options["config"]
     if config is not None and "/" in config and not Path(config).exists():
         return
-    resolved, _ = resolve(config, list(options["set_"] or ()), {"data.root": ("--data", options["data"])})
-    resolved.config.train.split_batch(ranks)
+    resolved, _ = resolve(config, list(options["set_"] or ()), {name: options[name] for name in flags.KEYS})
+    if ranks is not None:
+        resolved.config.train.split_batch(ranks)
 
 
 def _parse(words: tuple[str, ...]) -> Any:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from mnist_dist.cli import flags
 from mnist_dist.cli.outputs import check_picture, check_place, save_picture, write_csv
 from mnist_dist.errors import ConfigError, DataError
 from mnist_dist.observe.names import shown
@@ -19,20 +20,29 @@ if TYPE_CHECKING:
 
     from mnist_dist.reports import Evaluation
 
-Run = Annotated[Path, typer.Argument(help="A folder that `train` made.")]
+Run = flags.Run
 Which = Annotated[str | None, typer.Option("--checkpoint", help="best, last or a step.", show_default="last")]
 Data = Annotated[
     str | None, typer.Option(help="Another data folder with the same classes.", show_default="the run's own")
 ]
-Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="Where to compute.")]
+Device = flags.Device
 
 
 def evaluate(
     run: Run,
     data: Data = None,
     checkpoint: Which = None,
-    split: Annotated[Literal["test", "validation", "train"], typer.Option(help="Which pictures.")] = "test",
-    processes: Annotated[int, typer.Option("--processes", "-n", min=1, help="Processes to start.")] = 1,
+    split: Annotated[
+        Literal["test", "validation", "train"],
+        flags.choice(
+            of=("test", "validation", "train"),
+            also=dict.fromkeys(("val", "valid", "dev"), "validation"),
+            help="Which pictures.",
+        ),
+    ] = "test",
+    processes: Annotated[
+        int, flags.whole("--processes", "-n", least=1, most=flags.MOST_PROCESSES, help="Processes to start.")
+    ] = 1,
     device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -122,10 +132,10 @@ def show(
     run: Run,
     data: Data = None,
     checkpoint: Which = None,
-    count: Annotated[int, typer.Option("--count", "-c", min=1, help="How many pictures.")] = 16,
+    count: Annotated[int, flags.whole("--count", "-c", least=1, most=1000, help="How many pictures.")] = 16,
     mistakes: Annotated[bool, typer.Option("--mistakes", help="The worst mistakes, by loss.")] = False,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Draw the same pictures again.", show_default="random")
+        int | None, flags.whole(least=0, most=2**63 - 1, help="Draw the same pictures again.", show_default="random")
     ] = None,
     output: Annotated[
         Path | None,
@@ -177,7 +187,7 @@ def show(
 
 def monitor(
     runs: Annotated[Path, typer.Argument(metavar="[RUNS]", help="A run, or a folder of runs.")] = Path("runs"),
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The next free one is taken if it is in use.")] = 6006,
+    port: Annotated[int, flags.whole(least=0, most=65535, help="The next free one is taken if it is in use.")] = 6006,
 ) -> None:
     """Show runs in TensorBoard, on this machine alone."""
     import socket

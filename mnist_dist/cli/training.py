@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mnist_dist.cli import flags
 from mnist_dist.errors import (
     ConfigError,
     DataError,
@@ -38,18 +39,9 @@ MAX_RESTARTS = 3
 START_SECONDS = 1800.0
 HANG_SECONDS = 600.0
 
-Processes = Annotated[
-    int | None, typer.Option("--processes", "-n", min=1, help="Processes to start.", show_default="one a GPU, or 1")
-]
-MaxRestarts = Annotated[
-    int, typer.Option(min=0, help="How often failed processes are started again without a new checkpoint in between.")
-]
-
 
 def train(
-    config: Annotated[
-        str | None, typer.Option(help="A preset (`config list`) or a YAML file.", show_default="its defaults")
-    ] = None,
+    config: flags.Config = None,
     data: Annotated[
         str | None,
         typer.Option(
@@ -66,26 +58,35 @@ def train(
             show_default="runs/CONFIG-TIME",
         ),
     ] = None,
-    processes: Processes = None,
-    device: Annotated[Literal["auto", "cpu", "cuda", "mps"] | None, typer.Option(help="train.device.")] = None,
-    precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"] | None, typer.Option(help="train.precision.")] = None,
-    epochs: Annotated[float | None, typer.Option(help="train.epochs.")] = None,
-    seed: Annotated[int | None, typer.Option(help="train.seed.")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any config key; repeatable.")
-    ] = None,
+    processes: flags.Processes = None,
+    device: flags.DeviceKey = None,
+    precision: flags.PrecisionKey = None,
+    epochs: flags.EpochsKey = None,
+    seed: flags.SeedKey = None,
+    model: flags.ModelKey = None,
+    batch_size: flags.BatchSizeKey = None,
+    lr: flags.LearningRateKey = None,
+    set_: flags.Set = None,
     resume_: Annotated[
         bool, typer.Option("--resume", help="Continue the run in that folder if there is one with this config.")
     ] = False,
     init_from: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Start from that run's weights (not its optimizer or step).")
     ] = None,
-    max_restarts: MaxRestarts = MAX_RESTARTS,
+    max_restarts: flags.MaxRestarts = MAX_RESTARTS,
     start_timeout: Annotated[
-        float, typer.Option(min=1, help="Seconds a process may take to its first step before it counts as hanging.")
+        float,
+        flags.number(
+            least=1,
+            most=flags.MOST_SECONDS,
+            help="Seconds a process may take to its first step before it counts as hanging.",
+        ),
     ] = START_SECONDS,
     hang_timeout: Annotated[
-        float, typer.Option(min=1, help="Seconds without a sign of life, after that, that count as hanging.")
+        float,
+        flags.number(
+            least=1, most=flags.MOST_SECONDS, help="Seconds without a sign of life, after that, that count as hanging."
+        ),
     ] = HANG_SECONDS,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and stop.")] = False,
     as_json: Annotated[
@@ -97,14 +98,9 @@ def train(
     from mnist_dist.folder import RunFolder, default_run_folder
 
     worker = this_worker(processes)
-    flags = {
-        "data.root": ("--data", data),
-        "train.device": ("--device", device),
-        "train.precision": ("--precision", precision),
-        "train.epochs": ("--epochs", epochs),
-        "train.seed": ("--seed", seed),
-    }
-    resolved, source = resolve(config, set_, flags)
+    given = {"data": data, "device": device, "precision": precision, "epochs": epochs, "seed": seed}
+    given |= {"model": model, "batch_size": batch_size, "lr": lr}
+    resolved, source = resolve(config, set_, given)
     if source == QUICK != config and (worker is None or (worker.rank == 0 and group_folder_of(os.environ) is None)):
         say("No folder Dataset here: training on the 1,797 embedded digits (preset quick).", err=as_json)
     ranks = worker.ranks if worker else choose_ranks(processes, resolved.config.train.device)
@@ -115,7 +111,7 @@ def train(
         return
     if resume_ and run is None:
         raise ConfigError("--resume needs --run: the folder of the run to continue, or to start.")
-    folder = RunFolder(run or default_run_folder(Path(source).stem if source else "train"))
+    folder = RunFolder(run or default_run_folder(_name_of(source)))
     if resume_ and folder.config.exists():
         resolved = _continue(folder, resolved)
         if worker is None and _is_finished(folder, as_json=as_json):
@@ -133,34 +129,39 @@ def train(
         _supervise(resolved, folder, group, _restarts(max_restarts, folder, again), as_json=as_json)
 
 
-def resolve(
-    config: str | None, set_: list[str] | None, flags: Mapping[str, tuple[str, object]]
-) -> tuple[Resolved, str | None]:
+def resolve(config: str | None, set_: list[str] | None, given: Mapping[str, str | None]) -> tuple[Resolved, str | None]:
     """Resolve the config of a command line.
 
     Args:
         config: What `--config` says.
         set_: What `--set` says.
-        flags: The other flags' names and values by config key; None where one was not given.
+        given: The values of the options in `flags.KEYS`; None where one was not given.
 
     Returns:
-        The config, and the preset or file that it started from: `quick` where the user named neither a config
+        The config, and the preset, file or run that it started from: `quick` where the user named neither a config
         nor pictures and there are none.
     """
     from mnist_dist.config import load, parse_setting
 
-    settings = [*map(parse_setting, set_ or ()), *_given(flags)]
+    settings = [*map(parse_setting, set_ or ()), *_given(given)]
     has_data = any(setting.key == "data.root" for setting in settings) or Path("Dataset").is_dir()
     source = QUICK if config is None and not has_data else config
     return load(source, tuple(settings)), source
 
 
+def _name_of(source: str | None) -> str:
+    """Name a run after what its config started from."""
+    if source is None:
+        return "train"
+    return Path(source).resolve().name if Path(source).is_dir() else Path(source).stem
+
+
 def resume(
-    run: Annotated[Path, typer.Argument(help="A folder that `train` made.")],
-    processes: Processes = None,
-    device: Annotated[Literal["auto", "cpu", "cuda", "mps"] | None, typer.Option(help="train.device.")] = None,
+    run: flags.Run,
+    processes: flags.Processes = None,
+    device: flags.DeviceKey = None,
     data: Annotated[str | None, typer.Option(help="Where the run's pictures are now.")] = None,
-    max_restarts: MaxRestarts = MAX_RESTARTS,
+    max_restarts: flags.MaxRestarts = MAX_RESTARTS,
 ) -> None:
     """Continue a run to its end, from its newest whole checkpoint."""
     from mnist_dist.cli.processes import choose_ranks, own_group, this_worker
@@ -172,7 +173,7 @@ def resume(
     folder.check_run()
     if worker is None and _is_finished(folder):
         return
-    settings = _given({"data.root": ("--data", data), "train.device": ("--device", device)})
+    settings = _given({"data": data, "device": device})
     resolved = load(folder.config, tuple(settings))
     if worker is not None:
         _work(resolved, run, resume=True, init_from=None, as_json=False)
@@ -239,10 +240,16 @@ def _supervise(resolved: Resolved, folder: RunFolder, group: Group, restarts: Re
     raise typer.Exit(code)
 
 
-def _given(flags: Mapping[str, tuple[str, object]]) -> list[Setting]:
-    from mnist_dist.config import Setting
+def _given(values: Mapping[str, str | None]) -> list[Setting]:
+    from mnist_dist.config import Setting, parse_flag
 
-    return [Setting(key=key, value=value, origin=flag) for key, (flag, value) in flags.items() if value is not None]
+    settings = []
+    for name, value in values.items():
+        key, flag = flags.KEYS[name]
+        if value is not None:
+            is_text = name in ("data", "model")
+            settings.append(Setting(key=key, value=value, origin=flag) if is_text else parse_flag(key, flag, value))
+    return settings
 
 
 def _work(resolved: Resolved, run: Path | None, *, resume: bool, init_from: Path | None, as_json: bool) -> None:

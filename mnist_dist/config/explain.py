@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 
 from mnist_dist.config.reading import shorten
 from mnist_dist.config.schema import Config, Section
-from mnist_dist.config.suggestions import suggest_key, suggest_value
+from mnist_dist.config.suggestions import any_of, suggest_key, suggest_value
 
 
 def all_keys() -> list[str]:
@@ -47,7 +47,7 @@ def explain(finding: Any, origins: Mapping[str, str], values: Mapping[str, Any])
     if finding["type"] == "union_tag_invalid":
         choices = sorted(names_of(section))
         value = finding["ctx"]["tag"]
-        return _refused(key, value, origins, f"{_any_of(choices)}.{suggest_value(value, choices)}")
+        return _refused(key, value, origins, f"{any_of(choices)}.{suggest_value(value, choices)}")
     field = next((field for ours, field, name in _fields(Config) if ours == key and name in (None, tag)), None)
     if field is None:  # it concerns several keys
         message = finding["msg"].removeprefix("Value error, ")
@@ -97,7 +97,7 @@ def requirement(field: FieldInfo) -> str:
     kind, inner = _unwrap(kind)
     limits += inner
     if get_origin(kind) is Literal:
-        return _any_of([str(choice) for choice in get_args(kind)]) + nullable
+        return any_of([str(choice) for choice in get_args(kind)]) + nullable
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "text, in quotes if YAML would read "
              "something else"}  # fmt: skip
     return f"{names[kind]}{_range(limits)}{nullable}"
@@ -164,7 +164,3 @@ def _is_union(kind: Any) -> bool:
 
 def _is_section(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, Section)
-
-
-def _any_of(words: list[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"

@@ -181,7 +181,7 @@ def suggest_key(key: str, keys: list[str]) -> str:
     """
     meant = keys_meant(key, keys)
     if meant:
-        return f" Did you mean {_any_of([repr(ours) for ours in meant])}?"
+        return f" Did you mean {any_of([repr(ours) for ours in meant])}?"
     instead = _index(_INSTEAD).get(plain(key.rpartition(".")[2]))
     if instead:
         return f" {instead[0]}."
@@ -222,7 +222,7 @@ def suggest_option(option: str, options: list[str], keys: list[str]) -> str:
             f"--set train.micro_batch=N is what one takes at a time."
         )
     if takes_keys and (found := keys_meant(name, keys)):
-        return f" Did you mean {_any_of([f'--set {key}=VALUE' for key in found])}?"
+        return f" Did you mean {any_of([f'--set {key}=VALUE' for key in found])}?"
     instead = _index(_INSTEAD).get(name)
     if instead and (takes_keys or instead == [_LOADER]):
         return f" {instead[0]}."
@@ -236,7 +236,7 @@ def suggest_option(option: str, options: list[str], keys: list[str]) -> str:
 def suggest_command(word: str, commands: list[str]) -> str:
     """Suggest a command in place of one that does not exist; a sentence that begins with a space, or nothing."""
     meant = [ours for ours in _index(_COMMANDS).get(plain(word), []) if ours in commands]
-    return f" Did you mean {meant[0]}?" if meant else did_you_mean(word, commands)
+    return _question(meant[0]) if meant else did_you_mean(word, commands)
 
 
 def suggest_value(value: object, choices: Iterable[str]) -> str:
@@ -252,6 +252,11 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     return _question(close[0] if close else None)
 
 
+def any_of(words: list[str]) -> str:
+    """Phrase words as alternatives: "a, b or c"."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+
+
 def _alike_key(key: str, keys: list[str]) -> str | None:
     """Find the key whose last word is spelled most like another's, in its own section or else in any."""
     section, _, name = key.rpartition(".")
@@ -265,7 +270,3 @@ def _alike_key(key: str, keys: list[str]) -> str | None:
 
 def _question(word: str | None) -> str:
     return f" Did you mean {word!r}?" if word else ""
-
-
-def _any_of(words: list[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"

@@ -19,7 +19,11 @@ CLAIM = ["--image", "mnist-dist:0.1.0", "--run-claim", "runs"]
             "no config key 'train.epoch' (from --set). Did you mean 'train.epochs'?",
         ),
         (["train", "--config", "quik"], 2, "no preset 'quik'. Did you mean 'quick'?"),
-        (["train", "--epochs", "0"], 2, "train.epochs is 0.0 (from --epochs): it must be"),
+        (
+            ["train", "--epochs", "0"],
+            2,
+            "train.epochs is 0 (from --epochs): it must be a number from 1e-6 to 1,000,000.",
+        ),
         (["launch", "torchrun", "--", "train"], 2, "train needs --run-dir here"),
         (["launch", "torchrun", "--", "evaluate", "r"], 2, "'evaluate' cannot be launched there"),
         (["launch", "torchrun", "--nodes", "2", "--", "train", "--run", "r"], 2, "give --head HOST:PORT"),

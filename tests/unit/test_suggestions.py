@@ -128,9 +128,9 @@ def test_an_option_like_no_other_gets_no_suggestion(option):
 def test_a_command_of_another_tool_leads_to_ours():
     commands = ["train", "evaluate", "predict", "show"]
     assert [suggest_command(word, commands) for word in ("eval", "fit", "infer", "trian", "frobnicate")] == [
-        " Did you mean evaluate?",
-        " Did you mean train?",
-        " Did you mean predict?",
+        " Did you mean 'evaluate'?",
+        " Did you mean 'train'?",
+        " Did you mean 'predict'?",
         " Did you mean 'train'?",
         "",
     ]

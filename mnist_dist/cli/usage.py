@@ -1,0 +1,99 @@
+"""Turns what Typer says of a command line into one sentence of ours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from mnist_dist.errors import ConfigError
+
+
+def is_help(error: typer.TyperException) -> bool:
+    """Return whether this is no mistake: a command that has no words of its own was called without any."""
+    context = getattr(error, "ctx", None)
+    return context is not None and str(error) == context.get_help()
+
+
+def explain(error: typer.TyperException) -> ConfigError:
+    """Say what is wrong with a command line, and what was probably meant."""
+    facts: Any = error
+    context = getattr(facts, "ctx", None)
+    words = _words(context)
+    message = error.format_message()
+    if hasattr(facts, "possibilities"):
+        message = f"No such option: {facts.option_name}.{_instead_of_option(facts.option_name, context, words)}"
+    elif message.startswith("No such command"):
+        message = f"{message}{_instead_of_command(message, context)}"
+    elif "extra argument" in message and "--data" in _options(context):
+        message = f"{message.rstrip('.')}. The folder of pictures is given with --data, the run's with --run."
+    elif getattr(facts, "param", None) is not None and "Invalid value" in message:
+        message = f"{_name(facts.param)} is {_refusal(error)}"
+    if words and not message.endswith("?"):
+        message = f"{message} See `{' '.join(['mnist-dist', *words])} --help`."
+    return ConfigError(message)
+
+
+def _refusal(error: typer.TyperException) -> str:
+    """Say what a value is and must be, in our parsers' words or for one that Typer has read."""
+    findings: list[Any] = getattr(error.__cause__, "errors", list)()
+    if not findings:
+        return error.message
+    limits = findings[0].get("ctx", {})
+    kind = {"int_parsing": "a whole number", "float_parsing": "a number"}.get(findings[0]["type"])
+    least, most = limits.get("ge"), limits.get("le")
+    must_be = kind or (
+        f"at least {least:,}" if least is not None else f"at most {most:,}" if most is not None else None
+    )
+    value = findings[0]["input"]
+    return f"{value!r}: it must be {must_be}." if must_be else f"{value!r}, which cannot be used."
+
+
+def _instead_of_option(option: str, context: Any, words: list[str]) -> str:
+    from mnist_dist.config.explain import all_keys
+    from mnist_dist.config.suggestions import suggest_option
+
+    if not option.startswith("--"):
+        return " Long options begin with two dashes."
+    suggestion = suggest_option(option, _options(context), all_keys())
+    if words == ["resume"] and suggest_option(option, _options(context, of="train"), all_keys()).startswith(" Did"):
+        return " A resumed run keeps its config: `mnist-dist train --config RUN --init-from RUN` starts another one."
+    return suggestion
+
+
+def _instead_of_command(message: str, context: Any) -> str:
+    from mnist_dist.config.suggestions import suggest_command
+
+    group: Any = context.command
+    return "" if "Did you mean" in message else suggest_command(message.split("'")[1], list(group.commands))
+
+
+def _options(context: Any, of: str | None = None) -> list[str]:
+    """List the long options of a command that its help shows."""
+    if context is None:
+        return []
+    command: Any = context.command
+    if of is not None:
+        root: Any = context.find_root().command
+        command = getattr(root, "commands", {of: command})[of]
+    return [
+        name
+        for parameter in command.params
+        if not getattr(parameter, "hidden", False) and parameter.param_type_name == "option"
+        for name in parameter.opts
+        if name.startswith("--")
+    ]
+
+
+def _name(parameter: Any) -> str:
+    return str(parameter.opts[0] if parameter.param_type_name == "option" else parameter.make_metavar(None))
+
+
+def _words(context: Any) -> list[str]:
+    """List the words of the command: `["launch", "slurm"]`."""
+    words: list[str] = []
+    while context is not None:
+        if context.parent is not None or not hasattr(context.command, "commands"):
+            words.insert(0, str(context.info_name))
+        context = context.parent
+    return words
