@@ -78,6 +78,6 @@ class GroupError(MnistDistError):
 
 
 class DeviceMemoryError(MnistDistError):
-    """The device's memory does not hold the batch."""
+    """The memory of the device, or of this machine, does not hold what is needed."""
 
     exit_code = 8

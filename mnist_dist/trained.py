@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +16,12 @@ from mnist_dist import checkpoint
 from mnist_dist.config import Config, load
 from mnist_dist.config.schema import Device, Precision
 from mnist_dist.data import Dataset, Split, open_dataset
-from mnist_dist.data.pictures import UNREADABLE, decode
+from mnist_dist.data.decoding import UnreadableError, decode
+from mnist_dist.data.pictures import Decoding
 from mnist_dist.data.sources import is_picture, walk
 from mnist_dist.data.transforms import Batches, Normalise
 from mnist_dist.device import choose_device
-from mnist_dist.errors import CheckpointError, DataError
+from mnist_dist.errors import CheckpointError
 from mnist_dist.evaluate import batch_size, evaluate
 from mnist_dist.folder import RunFolder
 from mnist_dist.models import build_model
@@ -123,33 +124,60 @@ def open_data(trained: Trained, root: str | None, announce: Callable[[str], None
     return open_dataset(data, seed=trained.config.train.seed, announce=announce)
 
 
-def read_pictures(paths: list[Path], *, image_size: int, channels: int) -> tuple[list[Path], NDArray[np.uint8]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadPictures:
+    """Picture files that somebody named, decoded."""
+
+    files: list[Path]
+    """Those that could be read."""
+    pixels: NDArray[np.uint8]
+    """`(N, C, H, W)` of them."""
+    unreadable: list[tuple[Path, str]]
+    """The others, each with the reason."""
+    warnings: dict[Path, str]
+    """What decoders complain of in files that they read."""
+
+
+def read_pictures(paths: list[Path], decoding: Decoding) -> ReadPictures:
     """Decode picture files, and all pictures below folders.
 
-    Returns:
-        The files, and `(N, channels, image_size, image_size)` uint8.
+    Args:
+        paths: Files and folders.
+        decoding: What they are decoded to.
 
     Raises:
-        DataError: A path does not exist, a folder has no pictures, or a picture cannot be read.
+        DeviceMemoryError: Memory does not hold a picture.
     """
     files: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            found = sorted(Path(entry.path) for entry in walk(path) if is_picture(entry.name))
-            if not found:
-                raise DataError(f"There are no pictures below {path}.")
-            files += found
-        else:
-            files.append(path)
-    images = []
-    for file in files:
+    pixels: list[NDArray[np.uint8]] = []
+    unreadable: list[tuple[Path, str]] = []
+    warnings: dict[Path, str] = {}
+    for file in _picture_files(paths, unreadable):
+        said: list[str] = []
         try:
-            images.append(decode(file, image_size, channels))
-        except FileNotFoundError:
-            raise DataError(f"There is no file {file}.") from None
-        except UNREADABLE as error:
-            raise DataError(f"{file} cannot be read as a picture: {error}.") from None
-    return files, np.stack(images)
+            most = decoding.max_megapixels
+            decoded = decode(file, decoding.image_size, decoding.channels, max_megapixels=most, warn=said.append)
+        except UnreadableError as error:
+            unreadable.append((file, error.reason))
+            continue
+        files.append(file)
+        pixels.append(decoded)
+        if said:
+            warnings[file] = "; ".join(said)
+    stacked = np.stack(pixels) if pixels else np.empty((0, *decoding.shape), np.uint8)
+    return ReadPictures(files=files, pixels=stacked, unreadable=unreadable, warnings=warnings)
+
+
+def _picture_files(paths: list[Path], unreadable: list[tuple[Path, str]]) -> Iterator[Path]:
+    """Yield files, and the pictures below folders; folders without any are unreadable."""
+    for path in paths:
+        if not path.is_dir():
+            yield path
+            continue
+        found = sorted(Path(entry.path) for entry in walk(path) if is_picture(entry.name))
+        if not found:
+            unreadable.append((path, "there are no pictures in this folder"))
+        yield from found
 
 
 def _names(classes: tuple[str, ...]) -> str:

@@ -56,18 +56,22 @@ def check(root: Root = Path("Dataset"), max_megapixels: MaxMegapixels = 256, as_
     listing = scan(root)
     decoding = Decoding(image_size=8, channels=1, max_megapixels=max_megapixels)
     unreadable: dict[str, str] = {}
+    warnings: dict[str, str] = {}
     for pictures in listing.splits.values():
         for chunk in decode_all(root, pictures.files, decoding, discard):
             unreadable |= dict(chunk.unreadable)
+            warnings |= chunk.warnings
     ignored = sorted(
         entry.path for split in listing.splits for entry in walk(root / split) if not is_picture(entry.name)
     )
     total = sum(len(pictures.files) for pictures in listing.splits.values())
     if as_json:
-        say(json.dumps({"pictures": total, "unreadable": unreadable, "ignored": ignored}))
+        say(json.dumps({"pictures": total, "unreadable": unreadable, "warnings": warnings, "ignored": ignored}))
     else:
         for file, reason in unreadable.items():
             say(f"unreadable  {root / file}  ({reason})")
+        for file, text in warnings.items():
+            say(f"warning     {root / file}  ({text})")
         for path in ignored:
             say(f"ignored     {path}  (not a picture by its ending)")
         say(f"{total:,} pictures, {len(unreadable)} unreadable; {len(ignored)} other files ignored")

@@ -86,6 +86,9 @@ def predict(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Picture files, or folders of them.")],
     checkpoint: Which = None,
     device: Device = "auto",
+    max_megapixels: Annotated[
+        int | None, typer.Option(min=1, max=4096, help="Largest picture to decode.", show_default="the run's own")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     csv_file: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write a CSV file.")] = None,
     grid: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw the pictures with their labels.")] = None,
@@ -96,10 +99,10 @@ def predict(
     RunFolder(run).check_run()
     check_picture(grid)
     check_place(csv_file)
-    missing = [str(path) for path in images if not path.exists()]
-    if missing:
-        raise DataError(f"There is no {' and no '.join(missing)}.")
+    if not any(path.exists() for path in images):
+        raise DataError(f"There is no {' and no '.join(map(str, images))}.")
 
+    from mnist_dist.data.pictures import Decoding
     from mnist_dist.observe.figures import Sample, sample_grid
     from mnist_dist.runtime import start
     from mnist_dist.trained import open_trained, precision_of, read_pictures
@@ -107,11 +110,19 @@ def predict(
     with start(device=device, precision=precision_of(run, device), threads=None) as runtime:
         trained = open_trained(run, checkpoint, runtime)
         data = trained.config.data
-        files, pixels = read_pictures(images, image_size=data.image_size, channels=data.channels)
-        probabilities = trained.predict(pixels)
+        most = max_megapixels or data.max_megapixels
+        decoding = Decoding(image_size=data.image_size, channels=data.channels, max_megapixels=most)
+        read = read_pictures(images, decoding)
+        for path, text in read.warnings.items():
+            say(f"warning: {path}: {text}", err=True)
+        for path, reason in read.unreadable:
+            say(f"unreadable  {path}  ({reason})", err=True)
+        if not read.files:
+            raise DataError("None of these pictures can be read: nothing was labelled.")
+        probabilities = trained.predict(read.pixels)
     labels = [trained.classes[index] for index in probabilities.argmax(axis=1)]
     best = probabilities.max(axis=1)
-    rows = [(str(file), label, round(float(p), 4)) for file, label, p in zip(files, labels, best, strict=True)]
+    rows = [(str(file), label, round(float(p), 4)) for file, label, p in zip(read.files, labels, best, strict=True)]
     if as_json:
         say(json.dumps([dict(zip(("file", "label", "probability"), row, strict=True)) for row in rows]))
     else:
@@ -123,9 +134,13 @@ def predict(
     if grid is not None:  # last: what it may fail at costs no label
         samples = [
             Sample(pixels=picture, predicted=label, true=None, note=f"{p:.1%}")
-            for picture, (_, label, p) in zip(pixels, rows, strict=True)
+            for picture, (_, label, p) in zip(read.pixels, rows, strict=True)
         ]
         save_picture(sample_grid(samples), grid)
+    if bad := len(read.unreadable):
+        raise DataError(
+            f"{bad} of {bad + len(read.files)} cannot be read and are named above; the others are labelled."
+        )
 
 
 def show(

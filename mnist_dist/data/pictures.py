@@ -1,25 +1,25 @@
-"""Decode picture files to arrays of one size, in parallel."""
+"""Decode the pictures of a data set to arrays of one size, in parallel."""
 
 from __future__ import annotations
 
-import contextlib
 import math
 import multiprocessing
+import os
+import signal
 import sys
-import warnings
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableSequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
+from mnist_dist.data.decoding import MAX_MEGAPIXELS, UnreadableError, decode, decoders
 from mnist_dist.data.png import decode_plain
+from mnist_dist.errors import DataError, DeviceMemoryError, MnistDistError, WorkerError
 from mnist_dist.machine import allowed_cpus, die_with_parent, start_helper
 
 CHUNK = 128
@@ -27,9 +27,8 @@ PLAIN_CHUNK = 2048
 CHUNK_BYTES = 1 << 25
 """What one process decodes before it hands it over: so many pictures or bytes at most. Filters of plain PNG files are
 undone for a whole chunk together; other pictures may take a while each."""
-
-UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, TypeError, zlib.error)
-"""What Pillow's decoders raise for damaged files; UnidentifiedImageError is an OSError."""
+CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, getattr(signal, "SIGBUS", signal.SIGSEGV))
+"""Signals by which a process ends that its own code has killed."""
 
 T = TypeVar("T")
 Keep = Callable[[int, NDArray[np.uint8]], T]
@@ -44,7 +43,7 @@ class Decoding:
     """Height and width of the result; a picture is stretched to it."""
     channels: int
     """1 for grayscale (ITU-R 601 luma), 3 for colour."""
-    max_megapixels: int = 256
+    max_megapixels: int = MAX_MEGAPIXELS
     """Larger pictures are refused before they are decoded."""
 
     @property
@@ -63,62 +62,86 @@ class Chunk(Generic[T]):
     kept: T
     unreadable: list[tuple[str, str]]
     """A (file, reason) pair for each picture that cannot be read and is left black."""
+    warnings: dict[str, str]
+    """What decoders complain of in pictures that they read, by file."""
 
 
-def decode(path: str | Path, image_size: int, channels: int, *, max_megapixels: int = 256) -> NDArray[np.uint8]:
-    """Decode one picture: upright, on white where it is transparent, resized.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Chunks(Generic[T]):
+    """All pictures, cut into chunks; every process has a copy, and shares `progress`."""
 
-    Args:
-        path: Any format that Pillow reads; 16-bit gray is scaled to 8 bits.
-        image_size: Height and width of the result; the picture is stretched to it.
-        channels: 1 for grayscale (ITU-R 601 luma), 3 for colour.
-        max_megapixels: Larger pictures are refused.
+    root: str
+    files: tuple[str, ...]
+    decoding: Decoding
+    keep: Keep[T]
+    size: int
+    progress: MutableSequence[int]
+    """Two values a chunk: the process that decodes it, and 1 + the picture that it is at; 0: not begun, or done."""
 
-    Returns:
-        `(channels, image_size, image_size)` uint8.
+    def __len__(self) -> int:
+        return math.ceil(len(self.files) / self.size)
 
-    Raises:
-        OSError: and the rest of `UNREADABLE`: the file is missing, damaged or no picture.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+    def decode(self, chunk: int) -> Chunk[T]:
+        start = chunk * self.size
+        files = self.files[start : start + self.size]
+        paths = [f"{self.root}/{file}" for file in files]
+        self.progress[2 * chunk : 2 * chunk + 2] = [os.getpid(), 1 + start]
+        image_size, channels = self.decoding.image_size, self.decoding.channels
+        unreadable: list[tuple[str, str]] = []
+        warnings: dict[str, str] = {}
         try:
-            with _at_most(max_megapixels), Image.open(path) as picture:
-                picture.load()
-                upright = ImageOps.exif_transpose(picture)
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise OSError(f"it is too large: {error}") from None
-    pixels = _to_8_bits(upright).convert("L" if channels == 1 else "RGB")
-    if pixels.size != (image_size, image_size):
-        pixels = pixels.resize((image_size, image_size), Image.Resampling.BILINEAR)
-    array = np.asarray(pixels)
-    return array[None] if channels == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))
+            images = np.zeros((len(files), *self.decoding.shape), np.uint8)
+            plain, pixels = decode_plain(paths, image_size, channels)
+            images[plain] = pixels
+        except MemoryError:
+            raise DeviceMemoryError(f"Memory ran out while {paths[0]} and those after it were decoded.") from None
+        for row in sorted(set(range(len(files))).difference(plain.tolist())):
+            self.progress[2 * chunk + 1] = 1 + start + row
+            warned: list[str] = []
+            try:
+                most = self.decoding.max_megapixels
+                images[row] = decode(paths[row], image_size, channels, max_megapixels=most, warn=warned.append)
+            except UnreadableError as error:
+                unreadable.append((files[row], error.reason))
+            if warned:
+                warnings[files[row]] = "; ".join(warned)
+        kept = self.keep(start, images)
+        self.progress[2 * chunk + 1] = 0
+        return Chunk(start=start, pictures=len(files), kept=kept, unreadable=unreadable, warnings=warnings)
+
+    def had(self, processes: set[int]) -> list[str]:
+        """Name the pictures that some processes were at, all processes if none is given."""
+        at = zip(self.progress[::2], self.progress[1::2], strict=True)
+        return [
+            f"{self.root}/{self.files[file - 1]}" for pid, file in at if file and (pid in processes or not processes)
+        ]
 
 
 def decode_all(root: Path, files: tuple[str, ...], decoding: Decoding, keep: Keep[T]) -> Iterator[Chunk[T]]:
     """Decode many pictures with all CPUs, in order, a chunk at a time.
 
+    On Linux other processes decode: whatever a picture does to one of them, this one can say which picture it was.
+
     Args:
         root: What the files are relative to.
         files: The pictures.
         decoding: What they are decoded to.
-        keep: Must be picklable: it is called where a chunk was decoded, and what it returns travels here.
+        keep: It is called where a chunk was decoded, and what it returns is pickled and travels here.
+
+    Raises:
+        DataError: A picture made its decoder crash.
+        DeviceMemoryError: Memory ran out, or the system killed a process, most likely for its memory.
     """
-    plain, _ = decode_plain(
-        [f"{root}/{file}" for file in files[:1]], decoding.image_size, decoding.channels
-    )  # as the others likely are
+    image_size, channels = decoding.image_size, decoding.channels
+    plain, _ = decode_plain([f"{root}/{file}" for file in files[:1]], image_size, channels)  # as the others likely are
+    if not len(plain):
+        decoders()
     most = PLAIN_CHUNK if len(plain) else CHUNK
     size = max(1, min(most, CHUNK_BYTES // math.prod(decoding.shape)))
-    starts = range(0, len(files), size)
-    decode_chunk = partial(_decode_chunk, str(root), decoding, keep)
-    chunks = [files[start : start + size] for start in starts]
-    processes = min(allowed_cpus(), len(chunks)) if sys.platform == "linux" else 1
-    if processes == 1:
-        yield from map(decode_chunk, starts, chunks)
-        return
-    fork = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(processes, fork, start_helper, (die_with_parent(),)) as pool:
-        yield from pool.map(decode_chunk, starts, chunks)
+    numbers = 2 * math.ceil(len(files) / size)
+    progress = multiprocessing.RawArray("q", numbers) if sys.platform == "linux" else [0] * numbers
+    chunks = _Chunks(root=str(root), files=files, decoding=decoding, keep=keep, size=size, progress=progress)
+    yield from _in_processes(chunks) if sys.platform == "linux" else map(chunks.decode, range(len(chunks)))
 
 
 def discard(start: int, images: NDArray[np.uint8]) -> None:
@@ -130,38 +153,49 @@ def hand_over(start: int, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return images
 
 
-def _decode_chunk(root: str, decoding: Decoding, keep: Keep[T], start: int, files: tuple[str, ...]) -> Chunk[T]:
-    paths = [f"{root}/{file}" for file in files]
-    images = np.zeros((len(files), *decoding.shape), np.uint8)
-    plain, pixels = decode_plain(paths, decoding.image_size, decoding.channels)
-    images[plain] = pixels
-    unreadable = []
-    for row in sorted(set(range(len(files))).difference(plain.tolist())):
-        try:
-            images[row] = decode(
-                paths[row], decoding.image_size, decoding.channels, max_megapixels=decoding.max_megapixels
-            )
-        except UNREADABLE as error:
-            reason = " ".join(str(error).split()).replace(paths[row], "the file").strip("'\". ")
-            unreadable.append((files[row], reason or type(error).__name__))
-    return Chunk(start=start, pictures=len(files), kept=keep(start, images), unreadable=unreadable)
+_chunks: _Chunks[Any]
+"""What a process of the pool decodes of."""
 
 
-@contextlib.contextmanager
-def _at_most(megapixels: int) -> Iterator[None]:
-    """Let Pillow refuse larger pictures; its own limit is half of what phones take."""
-    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, megapixels * 1_000_000
+def _in_processes(chunks: _Chunks[T]) -> Iterator[Chunk[T]]:
+    others = set(multiprocessing.active_children())
+    fork = multiprocessing.get_context("fork")
+    processes = min(allowed_cpus(), len(chunks))
     try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
+        with ProcessPoolExecutor(processes, fork, _begin, (die_with_parent(), chunks)) as pool:
+            decoded = pool.map(_decode_chunk, range(len(chunks)))
+            workers = set(multiprocessing.active_children()) - others
+            yield from decoded
+    except BrokenProcessPool:
+        raise _broken(chunks, {worker.pid or 0: worker.exitcode or 0 for worker in workers}) from None
 
 
-def _to_8_bits(picture: Image.Image) -> Image.Image:
-    """Scale 16-bit gray, which Pillow would clip, and lay transparent pictures on white."""
-    if picture.mode.startswith("I;16") or picture.mode == "I":
-        return Image.fromarray((np.asarray(picture).clip(0, 65535) // 257).astype(np.uint8))
-    if picture.has_transparency_data:
-        colour = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", colour.size, "white"), colour)
-    return picture
+def _begin(ends_with_parent: Callable[[], None] | None, chunks: _Chunks[Any]) -> None:
+    global _chunks
+    start_helper(ends_with_parent)
+    _chunks = chunks
+
+
+def _decode_chunk(number: int) -> Chunk[Any]:
+    return _chunks.decode(number)
+
+
+def _broken(chunks: _Chunks[T], exits: dict[int, int]) -> MnistDistError:
+    """Explain why a pool broke.
+
+    Args:
+        chunks: What it was decoding.
+        exits: Its processes with their exit codes. When one has ended, the pool ends the others with SIGTERM.
+    """
+    killed = {pid: -code for pid, code in exits.items() if code < 0 and code != -signal.SIGTERM}
+    pictures = chunks.had(set(killed)) or [f"pictures of {chunks.root}"]
+    some = ", ".join(pictures[:3]) + (f" and {len(pictures) - 3} more" if len(pictures) > 3 else "")
+    number = min(killed.values(), default=0)
+    if number in CRASHES:
+        return DataError(f"{some} made the decoder crash ({signal.Signals(number).name}): repair or remove it.")
+    if number == signal.SIGKILL:
+        return DeviceMemoryError(
+            f"The system killed a process that was decoding {some} (SIGKILL), most likely because memory ran out: free "
+            f"some, decode on fewer CPUs at once (taskset), or make large pictures smaller."
+        )
+    return WorkerError(f"A process that was decoding {some} was ended from outside: start the command again.")

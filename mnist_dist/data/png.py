@@ -2,7 +2,7 @@
 
 Per picture there is only what must be: three system calls, a few comparisons, a checksum and zlib. The row filters
 are undone over all pictures of a chunk together. A file that is in any way out of the ordinary (another size, depth
-or colour type, interlaced, transparent, animated, rotated, damaged) is left to Pillow, with Pillow's errors.
+or colour type, interlaced, transparent, animated, rotated, damaged) is left to `png_chunks` and Pillow.
 
 Format: Portable Network Graphics (PNG) Specification, W3C Recommendation, third edition; its section 9 has the filters.
 """
@@ -23,7 +23,16 @@ HARMLESS = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"pHYs": 9, b"tIME": 7}
 """Chunks that change no pixel of what Pillow decodes, and their lengths."""
 OVERHEAD = 1024
 """Bytes by which a plain file may be longer than its pixels; longer ones are not read to their end."""
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
 FIRST_CHUNK, LAST_CHUNK = b"IHDR", b"IEND"
+READ = (
+    os.O_RDONLY
+    | getattr(os, "O_BINARY", 0)  # Windows would translate line ends
+    | getattr(os, "O_NONBLOCK", 0)  # a named pipe is not waited for
+    | getattr(os, "O_NOCTTY", 0)
+    | getattr(os, "O_CLOEXEC", 0)
+)
+"""How a file that may be a picture, or anything, is opened."""
 
 
 def decode_plain(paths: Sequence[str], image_size: int, channels: int) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
@@ -38,7 +47,7 @@ def decode_plain(paths: Sequence[str], image_size: int, channels: int) -> tuple[
         `(K,)` which of the files were decoded, ascending, and their `(K, channels, image_size, image_size)` pixels.
     """
     header = struct.pack(">IIBBBBB", image_size, image_size, 8, COLOUR_TYPES[channels], 0, 0, 0)
-    start = b"\x89PNG\r\n\x1a\n" + _chunk(FIRST_CHUNK, header)
+    start = SIGNATURE + chunk(FIRST_CHUNK, header)
     length = image_size * (1 + image_size * channels)  # each row's filter stands before it
     scanlines = [_scanlines(path, start, length) for path in paths]
     decoded = np.array([row for row, lines in enumerate(scanlines) if lines], np.int64)
@@ -55,12 +64,12 @@ def decode_plain(paths: Sequence[str], image_size: int, channels: int) -> tuple[
 def _scanlines(path: str, start: bytes, length: int) -> bytes | None:
     """Read a plain picture's filtered rows; None for any other file."""
     try:
-        file = os.open(path, _READ)
+        file = os.open(path, READ)
         try:
-            content = os.read(file, length + OVERHEAD)
+            content = _read_start(file, length + OVERHEAD)
         finally:
             os.close(file)
-    except OSError:  # Pillow will say the same
+    except OSError:  # it will be opened once more, and say the same
         return None
     if not (content.startswith(start) and content.endswith(_END)):
         return None
@@ -155,13 +164,18 @@ def _rows(columns: NDArray[np.int16]) -> NDArray[np.uint8]:
     return columns.transpose(1, 0, 2).astype(np.uint8, order="C").reshape(columns.shape[1], -1)
 
 
-def _chunk(kind: bytes, content: bytes) -> bytes:
+def chunk(kind: bytes, content: bytes) -> bytes:
+    """Return a chunk with its length and checksum."""
     body = kind + content
     return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
 
 
-_READ = os.O_RDONLY | getattr(os, "O_BINARY", 0)  # Windows would translate line ends
-_END = _chunk(LAST_CHUNK, b"")
+def _read_first(file: int, length: int) -> bytes:
+    return os.pread(file, length, 0)  # OSError for pipes, from which nothing is taken
+
+
+_read_start = _read_first if hasattr(os, "pread") else os.read
+_END = chunk(LAST_CHUNK, b"")
 _Undo = Callable[[NDArray[np.uint8], NDArray[np.uint8], int], NDArray[np.uint8]]
 _UNDO: tuple[_Undo, ...] = (_undo_sub, _undo_up, _undo_average, _undo_paeth)
 """By the number of the filter, from 1; 0 is none."""

@@ -45,6 +45,8 @@ from mnist_dist.errors import DataError, typed
 
 FOLDER = ".mnist-dist"
 ANNOUNCE_SECONDS = 5.0
+WARNED = 5
+"""Decoders' warnings that are announced; `data check` lists all."""
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.ENOTSUP}
 
 T = TypeVar("T")
@@ -193,16 +195,21 @@ def _readable(
 ) -> Iterator[Chunk[T]]:
     """Yield the decoded chunks of a split; raise after its last one if any picture could not be read."""
     unreadable: list[tuple[str, str]] = []
-    done = 0
+    done = warned = 0
     announced = time.monotonic()
     for chunk in decode_all(root, pictures.files, decoding, keep):
         heartbeat.beat()
         unreadable += chunk.unreadable
+        for file, text in list(chunk.warnings.items())[: max(0, WARNED - warned)]:
+            announce(f"warning: {root / file}: {text}")
+        warned += len(chunk.warnings)
         done += chunk.pictures
         if time.monotonic() - announced > ANNOUNCE_SECONDS:
             announced = time.monotonic()
             announce(f"  {done:,} of {len(pictures.files):,}")
         yield chunk
+    if warned > WARNED:
+        announce(f"warning: {warned - WARNED:,} more pictures, which `mnist-dist data check {root}` lists.")
     if unreadable:
         some = "; ".join(f"{root / file} ({reason})" for file, reason in unreadable[:5])
         more = f"; and {len(unreadable) - 5} more" if len(unreadable) > 5 else ""

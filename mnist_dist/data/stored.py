@@ -18,7 +18,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-FORMAT = 2
+FORMAT = 3
 INDEX = "index.json"
 """Written last: a folder without it is no store."""
 FEW_BYTES = 1 << 30

@@ -4,8 +4,8 @@ import struct
 import numpy as np
 import pytest
 
+from mnist_dist.data.decoding import decode
 from mnist_dist.data.idx import read_idx_folder, write_image_folder
-from mnist_dist.data.pictures import decode
 from mnist_dist.data.sources import scan
 from mnist_dist.errors import ConfigError, DataError
 

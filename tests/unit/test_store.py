@@ -8,7 +8,8 @@ from PIL import Image
 
 from mnist_dist.config.schema import EMBEDDED_DIGITS, Data
 from mnist_dist.data import open_dataset, store
-from mnist_dist.data.pictures import Decoding, decode
+from mnist_dist.data.decoding import decode
+from mnist_dist.data.pictures import Decoding
 from mnist_dist.errors import ConfigError, DataError
 
 
