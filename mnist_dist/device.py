@@ -23,8 +23,12 @@ class Choice:
     reason: str
 
 
-def choose_device(wanted: Device) -> Choice:
+def choose_device(wanted: Device, local_ranks: int = 1) -> Choice:
     """Decide on the kind of device.
+
+    Args:
+        wanted: What the user asks for.
+        local_ranks: Processes on this machine, each of which needs a GPU of its own.
 
     Raises:
         ConfigError: A GPU was asked for by name and there is none, or fewer than this machine's processes.
@@ -41,7 +45,7 @@ def choose_device(wanted: Device) -> Choice:
             raise ConfigError(f"--device is {wanted}, but ACCELERATE_USE_CPU is set: give only one of them.")
         return Choice(value="cpu", reason="from ACCELERATE_USE_CPU")
     if wanted == "cuda" or (wanted == "auto" and has_cuda):
-        _refuse_sharing(torch.cuda.device_count())
+        _refuse_sharing(torch.cuda.device_count(), local_ranks)
         return Choice(value="cuda", reason=torch.cuda.get_device_name())
     if wanted == "mps" or has_mps:
         return Choice(value="mps", reason="Apple GPU")
@@ -76,29 +80,13 @@ def choose_precision(wanted: Precision, device: str) -> Choice:
     return Choice(value="fp16", reason="this GPU has no native bf16")
 
 
-def _refuse_sharing(devices: int) -> None:
+def _refuse_sharing(devices: int, local_ranks: int) -> None:
     """Accelerate would let two ranks share a GPU silently."""
-    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if local_ranks > devices:
         raise ConfigError(
             f"{local_ranks} processes on this machine cannot have a GPU each: {devices} visible. "
             f"Use --processes {devices}, or --device cpu."
         )
-
-
-def refuse_overrides() -> None:
-    """Make sure that no variable is set which Accelerate would let override explicit arguments.
-
-    Raises:
-        ConfigError: One is.
-    """
-    for variable, neutral in (("GRADIENT_ACCUMULATION_STEPS", "1"), ("DYNAMO_BACKEND", "no")):
-        value = os.environ.get(f"ACCELERATE_{variable}", neutral)
-        if value.lower() != neutral:
-            raise ConfigError(
-                f"ACCELERATE_{variable} is {value}, and it would override this run's settings: unset it"
-                + (" and set train.micro_batch instead." if variable.startswith("GRADIENT") else ".")
-            )
 
 
 def default_generator(device: torch.device) -> torch.Generator:

@@ -2,37 +2,87 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import math
 import os
+import re
 import shutil
 import signal
 import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+
+from mnist_dist.errors import ConfigError, StorageError
 
 PR_SET_PDEATHSIG = 1
 SIOCGIFADDR = 0x8915
 SOMEWHERE = "192.0.2.1"
 """An address of nobody (RFC 5737), to which only the way out leads."""
+NVIDIA_SECONDS = 30.0
+"""After so long without an answer, nvidia-smi hangs."""
 CGROUPS = Path("/sys/fs/cgroup")
 """Where the kernel shows the limits of this process's group."""
 
 
 def visible_gpus() -> int:
-    """Count the NVIDIA GPUs that a process started here would see."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        indices = [index.strip() for index in visible.split(",")]
-        return len(indices[: indices.index("-1")] if "-1" in indices else [index for index in indices if index])
+    """Count the NVIDIA GPUs that a process started here would see: of those that nvidia-smi lists.
+
+    CUDA_VISIBLE_DEVICES narrows them down as CUDA reads it: up to the first entry that names none, and to none at all
+    where an entry is there twice. Of a GPU that is divided (MIG), a process sees one part, and then no other GPU.
+    """
+    gpus = _listed_gpus()
+    names = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if names is None:
+        return _count(range(len(gpus)), gpus)
+    entries = [entry.strip() for entry in names.split(",")]
+    if entries[0].startswith("MIG-"):
+        return int(any(part.startswith(entries[0]) for _, parts in gpus for part in parts))
+    found: list[int] = []
+    for entry in entries:
+        index = _index_of(entry, [name for name, _ in gpus])
+        if index is None:
+            break
+        found.append(index)
+    return 0 if len(set(found)) < len(found) else _count(found, gpus)
+
+
+def _listed_gpus() -> list[tuple[str, list[str]]]:
+    """Ask nvidia-smi for the name of each GPU (GPU-...), and of the parts that it is divided into (MIG-...)."""
     program = shutil.which("nvidia-smi")
     if program is None:
-        return 0
-    listing = subprocess.run([program, "-L"], capture_output=True, text=True, check=False)
-    return sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
+        return []
+    gpus: list[tuple[str, list[str]]] = []
+    try:
+        listing = subprocess.run([program, "-L"], capture_output=True, timeout=NVIDIA_SECONDS, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):  # a driver that is gone
+        return []
+    for line in listing.decode(errors="replace").splitlines():
+        name = line.rpartition("(UUID: ")[2].rstrip(") ")
+        if line.startswith("GPU "):
+            gpus.append((name, []))
+        elif line.lstrip().startswith("MIG ") and gpus:
+            gpus[-1][1].append(name)
+    return gpus
+
+
+def _index_of(entry: str, names: list[str]) -> int | None:
+    """Find the GPU that an entry of CUDA_VISIBLE_DEVICES names, by its number or the beginning of its name."""
+    if entry.startswith("GPU-"):
+        matching = [index for index, name in enumerate(names) if name.startswith(entry)]
+        return matching[0] if len(matching) == 1 else None
+    number = re.match(r"\+?([0-9]+)", entry)  # as C's strtoul: `0gpu` is 0
+    return int(number[1]) if number and int(number[1]) < len(names) else None
+
+
+def _count(indices: Iterable[int], gpus: list[tuple[str, list[str]]]) -> int:
+    chosen = [gpus[index] for index in indices]
+    return 1 if any(parts for _, parts in chosen) else len(chosen)
 
 
 def allowed_cpus(cgroups: Path = CGROUPS) -> int:
@@ -71,6 +121,44 @@ def die_with_parent() -> Callable[[], None] | None:
     return in_child
 
 
+def check_loopback() -> None:
+    """Make sure that processes of this machine can speak with each other.
+
+    Raises:
+        ConfigError: The loopback interface is down, as in a new network namespace.
+    """
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.bind(("127.0.0.1", 0))
+            probe.connect(("127.0.0.1", 9))  # sends nothing
+    except OSError as error:
+        raise ConfigError(
+            f"The loopback interface (127.0.0.1) of this machine cannot be used ({error.strerror}), and processes "
+            f"here need it to speak with each other: `ip link set lo up`."
+        ) from None
+
+
+@contextlib.contextmanager
+def temporary_folder(prefix: str = "mnist-dist-") -> Iterator[Path]:
+    """Make a folder that only this user can read, for as long as the context lasts.
+
+    Args:
+        prefix: What its name begins with.
+
+    Raises:
+        StorageError: There is no folder for temporary files in which this user may write.
+    """
+    try:
+        folder = tempfile.TemporaryDirectory(prefix=prefix, dir=os.path.abspath(tempfile.gettempdir()))  # noqa: PTH100
+    except OSError as error:
+        tried = os.environ.get("TMPDIR") or "/tmp"
+        raise StorageError(
+            f"No temporary file can be written ({tried}: {error.strerror}): set TMPDIR to a folder with room."
+        ) from None
+    with folder as path:
+        yield Path(path)
+
+
 def route_to(host: str) -> tuple[str, str | None]:
     """Find the address and, on Linux, the interface with which this machine speaks to others, of which one is a host.
 
@@ -86,11 +174,28 @@ def route_to(host: str) -> tuple[str, str | None]:
 
 
 def _way_to(host: str) -> tuple[str, str | None]:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((host, 9))  # sends nothing
-        address = probe.getsockname()[0]
-        names = [name for _, name in socket.if_nameindex()] if sys.platform == "linux" else []
-        return address, next((name for name in names if _address_of(probe, name) == address), None)
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
+    except UnicodeError:  # a label that is empty or too long
+        raise OSError(errno.EINVAL, "not a host name") from None
+    with socket.socket(family, kind) as probe:
+        probe.connect(address)  # sends nothing
+        own = probe.getsockname()[0].partition("%")[0]
+        if sys.platform != "linux":
+            return own, None
+        names = [name for _, name in socket.if_nameindex()]
+        found = _with_ipv6(own) if family == socket.AF_INET6 else None
+        return own, found or next((name for name in names if _address_of(probe, name) == own), None)
+
+
+def _with_ipv6(address: str) -> str | None:
+    """Find the interface that has an IPv6 address, in Linux's list of them."""
+    try:
+        wanted = socket.inet_pton(socket.AF_INET6, address).hex()
+        lines = Path("/proc/net/if_inet6").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((line.split()[-1] for line in lines if line.split()[0] == wanted), None)
 
 
 def _address_of(probe: socket.socket, interface: str) -> str | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 
 import torch
 
-from mnist_dist.device import choose_device, choose_precision, refuse_overrides
+from mnist_dist import foreign
+from mnist_dist.device import choose_device, choose_precision
 from mnist_dist.doctor.finding import Finding, first_line, gibibytes
 from mnist_dist.doctor.system import memory
 from mnist_dist.errors import ConfigError
@@ -88,7 +90,7 @@ def choice() -> Finding:
     try:
         device = choose_device("auto")
         precision = choose_precision("auto", device.value)
-        refuse_overrides()
+        foreign.refuse(os.environ)
     except ConfigError as error:
         advice = "`train` stops with this message; follow it."
         return Finding(check="train takes", state="problem", found=str(error), advice=advice)

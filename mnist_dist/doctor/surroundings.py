@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from mnist_dist import foreign
 from mnist_dist.data.sources import scan
 from mnist_dist.doctor.finding import Finding, first_line
 from mnist_dist.errors import ConfigError, DataError
-from mnist_dist.worker import worker_of
+from mnist_dist.worker import PLACE, worker_of
 
-LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
 ENVIRONMENT, ACCELERATE_CONFIG = "environment", "accelerate"
 
 WEIGHTY = ("mixed_precision", "distributed_type", "num_machines", "use_cpu", "dynamo_config", "compute_environment")
@@ -100,12 +100,12 @@ def pictures(root: Path | None) -> Finding:
 
 def _launcher_variables(variables: Mapping[str, str]) -> list[Finding]:
     """Find what makes Accelerate or this program take a user's command for one of several processes."""
-    given = [name for name in LAUNCHERS if name in variables]
-    missing = [name for name in LAUNCHERS if name not in variables]
+    given = [name for name in PLACE if name in variables]
+    missing = [name for name in PLACE if name not in variables]
     try:
         worker = worker_of(variables)
     except ConfigError as error:
-        return [Finding(check=ENVIRONMENT, state="problem", found=str(error), advice=_unset(given))]
+        return [Finding(check=ENVIRONMENT, state="problem", found=str(error), advice=_unset(given) if given else "")]
     if worker is not None:
         names = ["ACCELERATE_DYNAMO_MODE"] if missing else given
         advice = f"`train` takes itself for a worker and starts nothing: unless a launcher set this, {_unset(names)}"
@@ -117,15 +117,23 @@ def _launcher_variables(variables: Mapping[str, str]) -> list[Finding]:
 
 
 def _accelerate_variables(variables: Mapping[str, str]) -> list[Finding]:
-    names = [
+    findings = []
+    for name, reason in foreign.refused(variables).items():
+        advice = f"`train` stops: {reason}. {_unset([name])}"
+        findings.append(Finding(check=ENVIRONMENT, state="problem", found=_assigned(variables, [name]), advice=advice))
+    taken = [name for name in foreign.TAKEN if variables.get(name, "").lower() not in foreign.OFF]
+    if taken:
+        advice = f"`train` takes this whatever the config says: unless you mean it, {_unset(taken)}"
+        findings.append(Finding(check=ENVIRONMENT, state="warning", found=_assigned(variables, taken), advice=advice))
+    others = [
         name
-        for name, value in sorted(variables.items())
-        if name.startswith("ACCELERATE_") and value.lower() not in ("", "no", "false", "0")
+        for name in foreign.matching(variables, foreign.HIDDEN)
+        if name not in (*foreign.TAKEN, *foreign.REFUSED) and variables[name].lower() not in foreign.OFF
     ]
-    if not names:
-        return []
-    advice = f"Accelerate reads this whatever the config says: unless you mean it, {_unset(names)}"
-    return [Finding(check=ENVIRONMENT, state="warning", found=_assigned(variables, names), advice=advice)]
+    if others:
+        advice = "Nothing to do: these are hidden from Accelerate, which would obey them."
+        findings.append(Finding(check=ENVIRONMENT, state="ok", found=_assigned(variables, others), advice=advice))
+    return findings
 
 
 def _thread_variables(variables: Mapping[str, str], cpus: int) -> list[Finding]:

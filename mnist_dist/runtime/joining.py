@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import itertools
 import os
+import re
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
-from mnist_dist import errors
+from mnist_dist import errors, foreign, signals
 from mnist_dist.config.schema import Device, Precision
-from mnist_dist.device import choose_device, choose_precision, refuse_overrides
+from mnist_dist.device import choose_device, choose_precision
 from mnist_dist.errors import ConfigError
 from mnist_dist.machine import route_to
 from mnist_dist.runtime.ranks import Runtime
-from mnist_dist.worker import TIMEOUT, group_folder_of, worker_of
+from mnist_dist.worker import PLACE, Worker, group_folder_of, timeout_of, worker_of
+
+_distributed: Any = torch.distributed
+"""Its types leave the stores out."""
+_store: Any = None
+"""Where this process meets the others: one for its whole life, as an address serves a store once."""
+_joins = itertools.count()
+"""Numbers the groups that this process joins one after the other."""
 
 
 def has_backend(name: Literal["gloo", "nccl"]) -> bool:
@@ -46,14 +55,15 @@ def start(
         deterministic: Let CUDA use only kernels that give the same bits every time, without TF32.
 
     Raises:
-        ConfigError: The device or the precision is not to be had here, or a variable that Accelerate lets
-            override our settings contradicts them.
+        ConfigError: The device or the precision is not to be had here, a variable that Accelerate lets override
+            our settings contradicts them, or the ranks have no address where they can meet.
+        WorkerError: The other ranks did not come in time.
     """
-    device_choice = choose_device(device)
+    worker = worker_of(os.environ) or Worker(rank=0, ranks=1)
+    ranks = worker.ranks
+    device_choice = choose_device(device, worker.local_ranks)
     precision_choice = choose_precision(precision, device_choice.value)
-    refuse_overrides()
-    worker = worker_of(os.environ)
-    ranks = worker.ranks if worker else 1
+    foreign.refuse(os.environ)
     if device_choice.value == "mps" and ranks > 1:
         raise ConfigError(f"MPS serves one process, not {ranks}: use --processes 1 or --device cpu.")
     former_threads = torch.get_num_threads()
@@ -61,14 +71,16 @@ def start(
         if deterministic and device_choice.value == "cuda":
             stack.enter_context(_deterministic_cuda())
         if ranks > 1:
-            _join_group(device_choice.value, ranks)
+            stack.enter_context(signals.heard_in_native_code())
+            _join_group(device_choice.value, worker)
         else:
-            stack.enter_context(_without("RANK", "LOCAL_RANK", "WORLD_SIZE"))  # one process needs neither group nor DDP
-        accelerator = Accelerator(
-            cpu=device_choice.value == "cpu",
-            mixed_precision="no" if precision_choice.value == "fp32" else precision_choice.value,
-            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
-        )
+            stack.enter_context(_without(PLACE))  # one process needs neither group nor DDP
+        with _without(foreign.HIDDEN):
+            accelerator = Accelerator(
+                cpu=device_choice.value == "cpu",
+                mixed_precision="no" if precision_choice.value == "fp32" else precision_choice.value,
+                kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+            )
         assert accelerator.device.type == device_choice.value
         torch.set_num_threads(threads or former_threads)
         runtime = Runtime(accelerator, device_choice, precision_choice, torch.get_num_threads())
@@ -101,30 +113,53 @@ def _deterministic_cuda() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _without(*variables: str) -> Iterator[None]:
+def _without(patterns: tuple[str, ...]) -> Iterator[None]:
     """Hide environment variables from Accelerate for a while."""
-    hidden = {name: os.environ.pop(name) for name in variables if name in os.environ}
+    hidden = {name: os.environ.pop(name) for name in foreign.matching(os.environ, patterns)}
     try:
         yield
     finally:
         os.environ |= hidden
 
 
-def _join_group(device: str, ranks: int) -> None:
+def _join_group(device: str, worker: Worker) -> None:
     """Meet the other ranks; Accelerate takes the group as it finds it."""
+    global _store
+    seconds = timeout_of(os.environ)
+    timeout = datetime.timedelta(seconds=seconds)
     folder = group_folder_of(os.environ)
-    if "GLOO_SOCKET_IFNAME" not in os.environ and "MASTER_ADDR" in os.environ and folder is None:
+    if "GLOO_SOCKET_IFNAME" not in os.environ and folder is None:
         with contextlib.suppress(OSError):  # gloo would take what the host's name resolves to: often 127.0.1.1
             _, interface = route_to(os.environ["MASTER_ADDR"])
             if interface is not None:
                 os.environ["GLOO_SOCKET_IFNAME"] = interface
-    torch.distributed.init_process_group(
-        "cuda:nccl,cpu:gloo" if device == "cuda" else "gloo",
-        init_method=folder.rendezvous.as_uri() if folder else "env://",
-        rank=int(os.environ["RANK"]),
-        world_size=ranks,
-        timeout=datetime.timedelta(seconds=float(os.environ.get(TIMEOUT, "1800"))),
-    )
+    try:
+        if _store is not None:
+            pass
+        elif folder is not None:
+            # No URI: torch does not decode one. As bytes, since a path need not be UTF-8.
+            _store = _distributed.FileStore(os.fsencode(folder.rendezvous), worker.ranks)
+        else:
+            meeting = _distributed.rendezvous("env://", worker.rank, worker.ranks, timeout=timeout)
+            _store, _, _ = next(meeting)
+        _store.set_timeout(timeout)
+        torch.distributed.init_process_group(
+            "cuda:nccl,cpu:gloo" if device == "cuda" else "gloo",
+            store=_distributed.PrefixStore(f"group-{next(_joins)}", _store),
+            rank=worker.rank,
+            world_size=worker.ranks,
+            timeout=timeout,
+        )
+    except RuntimeError as error:
+        words = re.sub(r"^\[[^]]*\] ", "", str(error).partition("\n")[0])
+        if "timed out" in words.lower() or "timeout" in words.lower():
+            raise errors.WorkerError(
+                f"Rank {worker.rank} waited {seconds:g} s for the other ranks, and not all of the {worker.ranks} came."
+            ) from error
+        raise ConfigError(
+            f"Rank {worker.rank} of {worker.ranks} cannot meet the others: {words}. Look at MASTER_ADDR, MASTER_PORT "
+            f"and GLOO_SOCKET_IFNAME; `mnist-dist doctor` tries the interfaces of this machine."
+        ) from error
 
 
 def _is_lost_peer(error: RuntimeError) -> bool:

@@ -132,9 +132,18 @@ def test_an_undisturbed_environment_is_well():
     [
         ({"WORLD_SIZE": "2"}, "warning", "RANK and LOCAL_RANK are not set: `unset WORLD_SIZE`."),
         ({"RANK": "0", "WORLD_SIZE": "2"}, "warning", "LOCAL_RANK is not set: `unset RANK WORLD_SIZE`."),
-        ({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}, "warning", "`unset RANK LOCAL_RANK WORLD_SIZE`."),
+        ({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}, "warning", "`unset RANK LOCAL_RANK WORLD_SIZE`."),
+        ({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}, "problem", "`unset RANK LOCAL_RANK WORLD_SIZE`."),
+        ({"RANK": "2", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}, "problem", "`unset RANK LOCAL_RANK WORLD_SIZE`."),
         ({"RANK": "a", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}, "problem", "`unset RANK LOCAL_RANK WORLD_SIZE`."),
         ({"ACCELERATE_USE_CPU": "true"}, "warning", "`unset ACCELERATE_USE_CPU`."),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "problem", "`unset ACCELERATE_USE_DEEPSPEED`."),
+        ({"ACCELERATE_TORCH_DEVICE": "cuda"}, "problem", "use --device instead. `unset ACCELERATE_TORCH_DEVICE`."),
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "problem", "set train.micro_batch instead."),
+        ({"ACCELERATE_DEBUG_MODE": "abc"}, "ok", "hidden from Accelerate"),
+        ({"PMI_SIZE": "4"}, "ok", "hidden from Accelerate"),
+        ({"OMPI_COMM_WORLD_RANK": "1"}, "ok", "hidden from Accelerate"),
+        ({"MNIST_DIST_GROUP_FOLDER": "/gone"}, "problem", ""),
         ({"OMP_NUM_THREADS": "64"}, "warning", "`unset OMP_NUM_THREADS`."),
         ({"OMP_NUM_THREADS": "1"}, "warning", "`unset OMP_NUM_THREADS`."),
         ({"OMP_WAIT_POLICY": "PASSIVE"}, "warning", "`unset OMP_WAIT_POLICY`."),
@@ -153,7 +162,7 @@ def test_a_variable_that_would_disturb_a_run_is_shown_with_its_remedy(variables,
 
 def test_a_process_that_accelerate_launch_started_alone_is_told_that_it_is_a_worker():
     worker, accelerate = surroundings.environment({"ACCELERATE_DYNAMO_MODE": "default"}, cpus=2)
-    assert states([worker, accelerate]) == ["warning", "warning"]
+    assert states([worker, accelerate]) == ["warning", "ok"]
     assert "starts nothing" in worker.advice
 
 
