@@ -1,15 +1,19 @@
-"""Hands the signals that reach the launcher on to its ranks, each once."""
+"""Hands the signals that reach the launcher on to its ranks, each once; suspends them while it is suspended."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import signal
-import subprocess
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+from mnist_dist.launch.ranks import Rank
 from mnist_dist.signals import STOPPING
+
+SUSPENDING = tuple(getattr(signal, name) for name in ("SIGTSTP", "SIGTTIN", "SIGTTOU") if hasattr(signal, name))
+"""What a terminal suspends a job with: Ctrl-Z, and input or output of one in the background."""
 
 
 class Interrupted(BaseException):
@@ -21,7 +25,9 @@ class Signals:
 
     def __init__(self) -> None:
         self.received: list[int] = []
-        self.children: list[subprocess.Popen[bytes]] = []
+        self.children: list[Rank] = []
+        self.suspended_seconds = 0.0
+        """How long this process and its ranks have been suspended so far."""
         self._busy = False
 
     @property
@@ -44,10 +50,10 @@ class Signals:
     @contextlib.contextmanager
     def handled(self) -> Iterator[None]:
         """Handle signals for as long as the context lasts."""
-        former = {number: signal.getsignal(number) for number in STOPPING}
+        former = {number: signal.getsignal(number) for number in (*STOPPING, *SUSPENDING)}
         for number, handler in former.items():
             if number == signal.SIGINT or handler is not signal.SIG_IGN:  # nohup ignores SIGHUP
-                signal.signal(number, self)
+                signal.signal(number, self._suspend if number in SUSPENDING else self)
         try:
             yield
         finally:
@@ -64,6 +70,20 @@ class Signals:
             finally:
                 self._busy = False
 
+    def _suspend(self, number: int, frame: FrameType | None) -> None:
+        """Suspend the ranks and this process, and let them go on when this process does."""
+        began = time.monotonic()
+        for child in self.children:
+            child.suspend()
+        signal.signal(number, signal.SIG_DFL)
+        # Where a terminal has no shell that could let the job go on, the kernel does not suspend it. Without a
+        # terminal it was somebody who can.
+        os.kill(os.getpid(), number if _has_terminal() else signal.SIGSTOP)
+        signal.signal(number, self._suspend)  # here it goes on
+        for child in self.children:
+            child.resume()
+        self.suspended_seconds += time.monotonic() - began
+
     def _send(self, number: int) -> None:
         for child in self.children:
             if child.poll() is None:
@@ -71,3 +91,12 @@ class Signals:
                     child.kill()
                 elif os.name == "posix":  # elsewhere the console has told them already
                     child.send_signal(number)
+
+
+def _has_terminal() -> bool:
+    """Tell whether a terminal controls this process."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True

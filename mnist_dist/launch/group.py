@@ -5,10 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shlex
-import signal
 import socket
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,15 +13,20 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from mnist_dist.errors import ConfigError, WorkerError
+from mnist_dist.errors import WorkerError
 from mnist_dist.heartbeat import Pulse, Pulses
 from mnist_dist.launch.forwarding import Signals
 from mnist_dist.launch.hanging import Watch, kill_with_stacks, stopped
-from mnist_dist.machine import allowed_cpus, die_with_parent
+from mnist_dist.launch.ranks import Guard, Rank
+from mnist_dist.machine import allowed_cpus
 from mnist_dist.observe.names import shown
+from mnist_dist.shell import join, quote
+from mnist_dist.signals import name_of
 from mnist_dist.worker import EXPECTED_RANKS, GROUP_FOLDER, LAUNCHER, RANK_LOG, TIMEOUT, GroupFolder
 
 POLL_SECONDS = 0.02
+TAIL_BYTES, TAIL_LINES, TAIL_WIDTH = 1 << 16, 20, 400
+"""How much of the end of a rank's log is read, and shown."""
 ECHO_SECONDS = 1.0
 """How long after the first failure its cause may still show up on another rank."""
 KEEP_MEMORY = {
@@ -58,6 +60,8 @@ class Group:
     """CPU threads of each rank; None shares the CPUs equally."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """What every rank gets besides."""
+    foreign: bool = False
+    """Whether it is a program of the user's, of which each process is told of a signal, as in a terminal."""
     start_seconds: float = 1800
     """How long a rank that beats may take to its first step."""
     hang_seconds: float = 600
@@ -104,12 +108,16 @@ def run_once(group: Group, folder: GroupFolder, signals: Signals, meanwhile: Mea
         children = signals.children = []
         stack.callback(_end, children)
         for rank, output in enumerate(outputs):
-            children.append(_start(group.command, os.environ | _environment(group, folder, rank), output))
+            environment = os.environ | _environment(group, folder, rank)
+            children.append(Rank(group.command, environment, output, whole=group.foreign))
+        guard = Guard()
+        stack.callback(guard.close)
+        guard.watch(children)
         signals.pass_on()
         if meanwhile is not None:
             signals.interrupt(partial(meanwhile, folder))
         watch = Watch(pulses, start_seconds=group.start_seconds, hang_seconds=group.hang_seconds)
-        ends, silent = _wait(children, signals.received, watch)
+        ends, silent = _wait(children, signals, watch, guard)
         if silent is not None:
             culprits = stopped(children) or silent
             kill_with_stacks(children)
@@ -123,7 +131,7 @@ def describe(group: Group) -> str:
     lines = []
     for rank in range(group.ranks):
         environment = _environment(group, folder, rank)
-        words = [*(f"{name}={shlex.quote(value)}" for name, value in environment.items()), shlex.join(group.command)]
+        words = [*(f"{name}={quote(value)}" for name, value in environment.items()), join(group.command)]
         lines.append(" \\\n  ".join(words))
     return " &\n".join(lines)
 
@@ -155,30 +163,16 @@ def _environment(group: Group, folder: GroupFolder, rank: int) -> dict[str, str]
     return environment | dict(group.environment)
 
 
-def _start(command: tuple[str, ...], environment: dict[str, str], output: IO[bytes] | None) -> subprocess.Popen[bytes]:
-    try:
-        return subprocess.Popen(
-            command,
-            env=environment,
-            stdout=output,
-            stderr=output,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,  # the terminal's Ctrl-C comes here alone, and is passed on once
-            preexec_fn=die_with_parent(),
-        )
-    except OSError as error:
-        raise ConfigError(f"{command[0]} cannot be started: {error.strerror}.") from None
-
-
 def _wait(
-    children: list[subprocess.Popen[bytes]], received: list[int], watch: Watch
+    children: list[Rank], signals: Signals, watch: Watch, guard: Guard
 ) -> tuple[dict[int, int], list[int] | None]:
     """Wait until all ranks have ended, or a while after the first failure, or until one has fallen silent.
 
     Args:
         children: The ranks.
-        received: Signals; after one, ranks end one by one, and none of them is a failure.
+        signals: After one that came here, ranks end one by one, and none of them is a failure.
         watch: Of the same ranks.
+        guard: Of the same ranks.
 
     Returns:
         The exit codes in the order in which the ranks ended, and those that have fallen silent.
@@ -188,29 +182,29 @@ def _wait(
         for rank, child in enumerate(children):
             if rank not in ends and (code := child.poll()) is not None:
                 ends[rank] = code
-        if deadline is None and any(ends.values()) and not received:
+                guard.watch([other for other in children if other.returncode is None])
+        if deadline is None and any(ends.values()) and not signals.received:
             deadline = time.monotonic() + ECHO_SECONDS
         if deadline is not None and time.monotonic() > deadline:
             break
         running = [rank for rank in range(len(children)) if rank not in ends]
-        if deadline is None and (silent := watch.silent(running)) is not None:
+        if deadline is None and (silent := watch.silent(running, signals.suspended_seconds)) is not None:
             return ends, silent
         time.sleep(POLL_SECONDS)
     return ends, None
 
 
-def _end(children: list[subprocess.Popen[bytes]]) -> None:
+def _end(children: list[Rank]) -> None:
     """End the ranks that still run, at first politely."""
     for child in children:
-        if child.poll() is None:
-            child.terminate()
+        child.terminate()
     deadline = time.monotonic() + GRACE_SECONDS
+    while any(child.poll() is None for child in children) and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
     for child in children:
-        try:
-            child.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+        child.kill()
+        while child.poll() is None:
+            time.sleep(POLL_SECONDS)
 
 
 def _hung(culprits: list[int], group: Group, pulses: list[Pulse], *, stopping: bool) -> Failure:
@@ -252,8 +246,7 @@ def _cause(
     if rank in words:
         message = words[rank]["message"]
     elif code < 0:
-        name = signal.Signals(-code).name
-        message = f"Rank {rank} of {group.ranks} was killed by {name} (by the system if memory ran out)."
+        message = f"Rank {rank} of {group.ranks} was killed by {name_of(-code)} (by the system if memory ran out)."
     else:
         message = f"Rank {rank} of {group.ranks} failed with exit code {code}" + _tail(group, folder, rank)
     return Failure(
@@ -270,8 +263,19 @@ def _tail(group: Group, folder: GroupFolder, rank: int) -> str:
     if rank == 0:
         return "; its own words stand above."
     path = _output(group, folder, rank)
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-20:]
-    return "\n".join([f"; {shown(path)} ends with:" if group.log else "; it ended with:", *map(shown, lines)])
+    return "\n".join([f"; {shown(path)} ends with:" if group.log else "; it ended with:", *last_lines(path)])
+
+
+def last_lines(path: Path) -> list[str]:
+    """Read the end of a log, however long it is and whatever is in it."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - TAIL_BYTES))
+            lines = file.read(TAIL_BYTES).decode("utf-8", errors="replace").splitlines()
+    except OSError as error:  # somebody has removed it
+        return [f"({error.strerror})"]
+    return [line if len(line) <= TAIL_WIDTH else f"{line[:TAIL_WIDTH]} ..." for line in map(shown, lines[-TAIL_LINES:])]
 
 
 def _open(path: Path) -> IO[bytes]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 from mnist_dist.heartbeat import Pulses
+from mnist_dist.launch.ranks import Rank
 
 STACK_SECONDS = 1.0
 """How long the ranks of a group that hangs have to write down where they are."""
@@ -32,12 +32,16 @@ class Watch:
         self._looked = time.monotonic()
         self._seen = [(pulse, self._looked) for pulse in pulses.read()]
 
-    def silent(self, running: list[int]) -> list[int] | None:
+    def silent(self, running: list[int], suspended_seconds: float = 0.0) -> list[int] | None:
         """Get those of the running ranks for which the others seem to wait, once the time of one is over.
 
         Ranks wait for each other, so all fall silent when one does: it is the one that has come least far.
+
+        Args:
+            running: The ranks that have not ended.
+            suspended_seconds: How long all have been suspended so far, which does not count.
         """
-        now = time.monotonic()
+        now = time.monotonic() - suspended_seconds
         frozen = now - self._looked > FREEZE_SECONDS
         self._looked = now
         for rank, pulse in enumerate(self._pulses.read()):
@@ -52,7 +56,7 @@ class Watch:
         return None
 
 
-def stopped(children: list[subprocess.Popen[bytes]]) -> list[int]:
+def stopped(children: list[Rank]) -> list[int]:
     """Find the ranks that someone has stopped with SIGSTOP, as far as the system tells."""
     found = []
     for rank, child in enumerate(children):
@@ -63,7 +67,7 @@ def stopped(children: list[subprocess.Popen[bytes]]) -> list[int]:
     return found
 
 
-def kill_with_stacks(children: list[subprocess.Popen[bytes]]) -> None:
+def kill_with_stacks(children: list[Rank]) -> None:
     """Let the ranks that still answer write their stacks to their logs, and kill all."""
     if hasattr(signal, "SIGQUIT"):
         for child in children:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import sys
 import tempfile
@@ -16,10 +17,12 @@ from filelock import FileLock, Timeout
 from mnist_dist.errors import GroupError, WorkerError
 from mnist_dist.launch.forwarding import Signals
 from mnist_dist.launch.group import KILLED, Failure, Group, Meanwhile, run_once
+from mnist_dist.machine import check_loopback, temporary_folder
 from mnist_dist.worker import GroupFolder
 
 RESTARTED = (1, WorkerError.exit_code)
 """Exit codes after which another try may go better; after all others it would end in the same way."""
+PREFIX = "mnist-dist-group-"
 STALE_SECONDS = 60.0
 
 
@@ -77,6 +80,8 @@ def run_local(group: Group, restarts: Restarts | None = None, meanwhile: Meanwhi
         WorkerError: A rank was killed by a signal that nobody sent to this process, or hung.
     """
     restarts = restarts or Restarts()
+    if group.ranks > 1 and "GLOO_SOCKET_IFNAME" not in os.environ:
+        check_loopback()
     signals, attempt = Signals(), group
     with private_folder() as private, signals.handled():
         while True:
@@ -100,14 +105,13 @@ def run_local(group: Group, restarts: Restarts | None = None, meanwhile: Meanwhi
 @contextlib.contextmanager
 def private_folder() -> Iterator[Path]:
     """Make a temporary folder that only this user can read, and remove those that killed launchers have left."""
-    prefix = "mnist-dist-group-"
-    for stale in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
-        with contextlib.suppress(OSError, Timeout):  # another user's, or in use
-            if time.time() - stale.lstat().st_mtime > STALE_SECONDS and (stale / "lock").exists():
-                with FileLock(stale / "lock", timeout=0):
-                    shutil.rmtree(stale)
-    with tempfile.TemporaryDirectory(prefix=prefix) as folder, FileLock(Path(folder) / "lock", timeout=0):
-        yield Path(folder)
+    with temporary_folder(PREFIX) as folder, FileLock(folder / "lock", timeout=0):
+        for stale in folder.parent.glob(f"{PREFIX}*"):
+            with contextlib.suppress(OSError, Timeout):  # another user's, or in use
+                if time.time() - stale.lstat().st_mtime > STALE_SECONDS and (stale / "lock").exists():
+                    with FileLock(stale / "lock", timeout=0):
+                        shutil.rmtree(stale)
+        yield folder
 
 
 def _may_pass(failure: Failure) -> bool:
