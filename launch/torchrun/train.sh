@@ -9,13 +9,15 @@
 #
 # `--resume` makes a restart continue from the newest checkpoint. Say --run-dir: torchrun takes --run for itself.
 # The run's folder should be on a disk that all machines share; else the machine with the first address (in the order
-# of their text) has rank 0, which alone reads and writes it. On CPUs: export ACCELERATE_USE_CPU=true.
+# of their text) has rank 0, which alone reads and writes it.
 set -euo pipefail
 : "${NODES:?set NODES}" "${PROCESSES:?set PROCESSES}" "${NODE_RANK:?set NODE_RANK}" "${HEAD:?set HEAD, e.g. host-a:29400}"
 
 # A group of another size than this is refused: no silent run of one process.
 export MNIST_DIST_WORLD_SIZE=$((NODES * PROCESSES))
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(((n = $(nproc) / PROCESSES) > 0 ? n : 1))}"
+# A module in the working folder hides none. (In a checkout that is not installed: PYTHONSAFEPATH='')
+export PYTHONSAFEPATH="${PYTHONSAFEPATH-1}"
 # Without this, ranks that are started again after a killed one meet at the address of the dead store.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 # Without this, SIGUSR2 kills torchrun and leaves the ranks behind.

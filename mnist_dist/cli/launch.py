@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import socket
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ import typer
 
 from mnist_dist.cli import flags
 from mnist_dist.errors import ConfigError
+from mnist_dist.shell import join
 
 if TYPE_CHECKING:
     from mnist_dist.launch.engines import Cluster, Launch
@@ -79,6 +79,7 @@ def local(
     from mnist_dist.cli.training import HANG_SECONDS, MAX_RESTARTS, START_SECONDS
     from mnist_dist.launch.group import Group, describe
     from mnist_dist.launch.local import Restarts, run_local
+    from mnist_dist.machine import check_loopback
 
     if command[0] in OWN:
         ours = {"--processes": processes, "--max-restarts": max_restarts, "--start-timeout": start_timeout,
@@ -90,13 +91,16 @@ def local(
         words = [*own_command(), command[0], *options, *command[1:]]
         if not dry_run:
             os.execv(sys.executable, words)  # it supervises the processes itself
-        print(shlex.join(words))
+        print(join(words))
         return
+    if not dry_run:
+        check_loopback()
     environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     group = Group(
         command=tuple(command),
         ranks=processes or choose_ranks(None, "auto"),
         environment=environment,
+        foreign=True,
         start_seconds=START_SECONDS if start_timeout is None else start_timeout,
         hang_seconds=HANG_SECONDS if hang_timeout is None else hang_timeout,
     )
@@ -119,7 +123,10 @@ def torchrun(
     """Run `train` through torchrun; with several machines, start this on each, with its --node-rank."""
     from mnist_dist.launch import engines
 
-    words, cluster = _cluster(command, nodes, processes_per_node, node_rank, head, max_restarts)
+    words, cluster = _cluster(
+        command, processes_per_node, nodes=nodes, node_rank=node_rank, head=head, max_restarts=max_restarts,
+        dry_run=dry_run,
+    )  # fmt: skip
     _start(engines.torchrun(cluster, words), dry_run=dry_run)
 
 
@@ -136,7 +143,10 @@ def accelerate(
     """Run `train` through `accelerate launch`; with several machines, start this on each, with its --node-rank."""
     from mnist_dist.launch import engines
 
-    words, cluster = _cluster(command, nodes, processes_per_node, node_rank, head, max_restarts)
+    words, cluster = _cluster(
+        command, processes_per_node, nodes=nodes, node_rank=node_rank, head=head, max_restarts=max_restarts,
+        dry_run=dry_run,
+    )  # fmt: skip
     _start(engines.accelerate(cluster, words), dry_run=dry_run)
 
 
@@ -232,24 +242,24 @@ def kubernetes(
     print(manifest if dry_run else apply(manifest), end="" if dry_run else "\n")
 
 
-def _cluster(
-    command: list[str], nodes: int, per_node: int | None, node_rank: int, head: str | None, max_restarts: int
-) -> tuple[tuple[str, ...], Cluster]:
-    from mnist_dist.cli.processes import choose_ranks
+def _cluster(command: list[str], per_node: int | None, **options: Any) -> tuple[tuple[str, ...], Cluster]:
+    """Complete a command for an engine, and describe where it runs; `options` are fields of `Cluster`."""
+    from mnist_dist.cli.processes import choose_ranks, safe_environment, safe_python
     from mnist_dist.launch.engines import Cluster
-    from mnist_dist.machine import visible_gpus
+    from mnist_dist.machine import check_loopback, visible_gpus
 
     device = (_parse(tuple(command)).params.get("device") if command[0] in OWN else None) or "auto"
-    cpu = device == "cpu" or (device == "auto" and not visible_gpus())
     cluster = Cluster(
-        nodes=nodes,
         processes_per_node=per_node or choose_ranks(None, device),
-        node_rank=node_rank,
-        head=head,
-        cpu=cpu,
-        max_restarts=max_restarts,
+        cpu=device == "cpu" or (device == "auto" and not visible_gpus()),
+        decided=device != "auto",
+        python=safe_python(),
+        environment=safe_environment(),
+        **options,
     )
     words, _ = _prepared(command, ranks=cluster.ranks)
+    if cluster.nodes == 1 and not cluster.dry_run:
+        check_loopback()
     return words, cluster
 
 

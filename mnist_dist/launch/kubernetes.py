@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -55,10 +56,11 @@ def apply(manifest: str) -> str:
     kubectl = shutil.which("kubectl")
     if kubectl is None:
         raise ConfigError("There is no kubectl here: write the manifest with --dry-run, and apply it where there is.")
-    done = subprocess.run([kubectl, "apply", "-f", "-"], input=manifest, capture_output=True, text=True, check=False)
+    words = [kubectl, "apply", "-f", "-"]
+    done = subprocess.run(words, input=manifest.encode(), capture_output=True, check=False)
     if done.returncode:
-        raise ConfigError(f"The cluster refuses the manifest: {done.stderr.strip()}")
-    return done.stdout.strip()
+        raise ConfigError(f"The cluster refuses the manifest: {os.fsdecode(done.stderr).strip()}")
+    return os.fsdecode(done.stdout).strip()
 
 
 def _check(job: KubernetesJob) -> None:
@@ -69,7 +71,7 @@ def _check(job: KubernetesJob) -> None:
         f"with a letter and not ending with a dash, e.g. mnist-baseline.",
     )
     _require(
-        job.image and not re.search(r"\s", job.image),
+        job.image and job.image.isprintable() and not re.search(r"\s", job.image),
         f"image is {job.image!r}: name an image of a registry, e.g. one built from launch/kubernetes/Dockerfile.",
     )
     for field, claim in (("run_claim", job.run_claim), ("data_claim", job.data_claim)):
@@ -109,6 +111,11 @@ def complete(job: KubernetesJob) -> list[str]:
         ConfigError: The command would not work in a pod.
     """
     words = [re.sub(r"^--run(?=$|=)", "--run-dir", word) for word in job.command]
+    for word in words:
+        _require(
+            not any(0xD800 <= ord(character) < 0xE000 or character == "\0" for character in word),
+            f"command has {word!r}, which is no text that a manifest can hold.",
+        )
     _require(
         words[:1] == ["train"],
         f"command is {' '.join(words)!r}: begin it with train, e.g. -- train --config baseline; nothing else "
@@ -142,7 +149,7 @@ def complete(job: KubernetesJob) -> list[str]:
         words += ["--data", str(DATA)]
     if "--resume" not in words:
         words.append("--resume")
-    return [word.replace("$(", "$$(") for word in words]  # Kubernetes would put a variable's value there
+    return words
 
 
 def _value(words: list[str], option: str) -> str | None:

@@ -85,7 +85,7 @@ def indexed_job(job: KubernetesJob, arguments: list[str]) -> dict[str, Any]:
     container = {
         "name": "train",
         "image": job.image,
-        "command": [*(["python"] if alone else _torchrun(job)), "-m", "mnist_dist", *arguments],
+        "command": _literal([*(["python"] if alone else _torchrun(job)), "-m", "mnist_dist", *arguments]),
         "env": [*(_place_of_rank(job) if alone else _place_of_node()), *_environment(job)],
         "resources": _resources(job),
         "securityContext": _container_security(),
@@ -192,7 +192,7 @@ def train_job(job: KubernetesJob, arguments: list[str]) -> dict[str, Any]:
             "runtimeRef": {"name": "torch-distributed"},
             "trainer": {
                 "image": job.image,
-                "command": ["torchrun", "-m", "mnist_dist", *arguments],
+                "command": _literal(["torchrun", "-m", "mnist_dist", *arguments]),
                 "env": [*_torchrun_stop(), *_environment(job)],
                 "numNodes": job.nodes,
                 "numProcPerNode": job.processes_per_node,
@@ -208,6 +208,15 @@ def train_job(job: KubernetesJob, arguments: list[str]) -> dict[str, Any]:
     }
 
 
+def _literal(words: list[str]) -> list[str]:
+    """Write words so that they reach the program as they are.
+
+    Kubernetes replaces `$(NAME)` by a variable's value and `$$` by `$` in a container's command, arguments and values
+    of variables, and leaves any other `$` alone.
+    """
+    return [word.replace("$", "$$") for word in words]
+
+
 def _labels(job: KubernetesJob) -> dict[str, str]:
     return {"app.kubernetes.io/name": "mnist-dist", "app.kubernetes.io/instance": job.name}
 
@@ -217,10 +226,11 @@ def _environment(job: KubernetesJob) -> list[dict[str, Any]]:
     values = {
         EXPECTED_RANKS: job.nodes * job.processes_per_node,
         "OMP_NUM_THREADS": max(1, job.cpus // job.processes_per_node),  # else as many as the machine has, not the pod
+        "PYTHONSAFEPATH": "1",  # a module in the pods' working folder hides none
         "HOME": "/tmp",  # caches, the decoded pictures among them: /data is read-only
         **({} if job.gpus_per_node else {"ACCELERATE_USE_CPU": "true"}),
     }
-    return [{"name": name, "value": str(value)} for name, value in values.items()]
+    return [{"name": name, "value": _literal([str(value)])[0]} for name, value in values.items()]
 
 
 def _resources(job: KubernetesJob) -> dict[str, Any]:

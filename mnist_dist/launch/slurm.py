@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
-import shlex
 import shutil
 import subprocess
 from dataclasses import dataclass
 
 from mnist_dist.errors import ConfigError
+from mnist_dist.shell import join, quote
 
-TIME = re.compile(r"\d+(:\d{1,2}){0,2}|\d+-\d{1,2}(:\d{1,2}){0,2}")
+TIME = re.compile(r"\d+(:\d{1,2}){0,2}|\d+-\d{1,2}(:\d{1,2}){0,2}", re.ASCII)
+NAME = re.compile(r"[A-Za-z0-9_.,:@+%-]{1,128}")
+"""What stands in a line that begins with #SBATCH as it is."""
 
 SCRIPT = r"""#!/usr/bin/env bash
 # Trains under Slurm: one task a process, ranks straight under srun.
@@ -83,7 +86,7 @@ class SlurmJob:
     """So long before the time limit the run is told to save and stop."""
     name: str = "mnist-dist"
     partition: str | None = None
-    python: tuple[str, ...] = ("python", "-m", "mnist_dist")
+    python: tuple[str, ...] = ("python", "-P", "-m", "mnist_dist")
     """The words that start this program on the machines of the cluster."""
 
     def __post_init__(self) -> None:
@@ -93,7 +96,10 @@ class SlurmJob:
                 f"process has one GPU, so make them the same."
             )
         if not TIME.fullmatch(self.time):
-            raise ConfigError(f"--time is {self.time}: write minutes, HH:MM:SS or D-HH:MM:SS.")
+            raise ConfigError(f"--time is {self.time!r}: write minutes, HH:MM:SS or D-HH:MM:SS.")
+        for option, value in (("--name", self.name), ("--partition", self.partition)):
+            if value is not None and not NAME.fullmatch(value):
+                raise ConfigError(f"{option} is {value!r}: give up to 128 letters, digits and any of _ . , : @ + % -")
 
 
 def render(job: SlurmJob, *, how: str = "sbatch SCRIPT") -> str:
@@ -118,10 +124,10 @@ def render(job: SlurmJob, *, how: str = "sbatch SCRIPT") -> str:
     return SCRIPT.format(
         how=how,
         directives="\n".join(f"#SBATCH --{name}={value}" for name, value in directives.items() if value is not None),
-        train=shlex.join(job.command),
-        python=shlex.join(job.python),
+        train=join(job.command),
+        python=join(job.python),
         cpu=cpu,
-        result=shlex.quote(f"{job.run}/result.json"),
+        result=quote(f"{job.run}/result.json"),
     )
 
 
@@ -137,7 +143,7 @@ def submit(script: str) -> str:
     sbatch = shutil.which("sbatch")
     if sbatch is None:
         raise ConfigError("There is no sbatch here: log in to the cluster, or write the script with --dry-run.")
-    done = subprocess.run([sbatch], input=script, capture_output=True, text=True, check=False)
+    done = subprocess.run([sbatch], input=os.fsencode(script), capture_output=True, check=False)
     if done.returncode:
-        raise ConfigError(f"Slurm refuses the job: {done.stderr.strip()}")
-    return done.stdout.strip()
+        raise ConfigError(f"Slurm refuses the job: {os.fsdecode(done.stderr).strip()}")
+    return os.fsdecode(done.stdout).strip()
