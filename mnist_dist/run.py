@@ -21,7 +21,7 @@ from mnist_dist.data import Dataset, Sampler, open_dataset
 from mnist_dist.data.residency import bytes_of, choose_residency
 from mnist_dist.data.transforms import Batches, Gather
 from mnist_dist.device import is_out_of_memory, refuse_without_compiler
-from mnist_dist.errors import DeviceMemoryError, StoppedError
+from mnist_dist.errors import DeviceMemoryError, StoppedError, typed
 from mnist_dist.folder import RunFolder, default_run_folder
 from mnist_dist.fused import Stepper
 from mnist_dist.models import build_model, count_parameters
@@ -241,6 +241,9 @@ def _train(parts: Parts, progress: Progress, folder: RunFolder) -> Result:
                     f"{runtime.device} has not enough memory for micro-batches of {micro_batch} pictures: set "
                     f"train.micro_batch lower (the result stays that of train.global_batch {options.global_batch})."
                 ) from error
+            if isinstance(error, StoppedError):
+                message = f"{str(error).rstrip('.')}: saved; go on with {typed('resume', folder.path)}."
+                raise StoppedError(message, error.exit_code - 128) from None
             raise
         result = archive.write_result(parts, progress, folder, "finished")
     parts.observers.result(result)

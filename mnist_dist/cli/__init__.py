@@ -5,41 +5,46 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from pathlib import Path
 
 from mnist_dist import signals
+from mnist_dist.cli import streams
 from mnist_dist.errors import ConfigError, MnistDistError, StoppedError, StorageError
 from mnist_dist.observe.names import message_of
 from mnist_dist.observe.output import make_visible
-from mnist_dist.worker import GroupFolder, group_folder_of
+from mnist_dist.worker import PLACE, GroupFolder, group_folder_of, worker_of
 
 SIGPIPE = 13
 
 
 def main() -> None:
     """Run the command line and exit with the code that the contract gives the outcome."""
+    streams.prepare()
     signals.install()
     make_visible()
-    group = group_folder_of(os.environ)
-    if group is not None:
-        from mnist_dist.cli import supervised
-
-        supervised.begin(group)
-    code = _run(group)
+    code = _run()
     sys.stdout.flush()
     sys.stderr.flush()
-    if {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys():
+    if os.environ.keys() >= set(PLACE):
         os._exit(code)  # gloo's threads sometimes abort a process that ends in the usual way
     sys.exit(code)
 
 
-def _run(group: GroupFolder | None = None) -> int:
+def _run() -> int:
     """Run the command line; a rank that our launcher started leaves word with it, and it speaks for all."""
     import typer
 
     from mnist_dist.cli import usage
-    from mnist_dist.cli.app import app
 
+    group = _own_group()
     try:
+        _check_folder()
+        if group is not None:
+            from mnist_dist.cli import supervised
+
+            supervised.begin(group)
+        from mnist_dist.cli.app import app
+
         code = app(standalone_mode=False)
     except SystemExit as end:
         if group is not None and isinstance(end.__context__, BrokenPipeError):
@@ -55,9 +60,30 @@ def _run(group: GroupFolder | None = None) -> int:
         if not isinstance(error, MnistDistError):
             raise  # a bug keeps its traceback
         if error.exit_code != 128 + SIGPIPE:
-            print(f"error: {message_of(error)}", file=sys.stderr)
+            stopped = error.exit_code > 128  # as the user wished
+            print(message_of(error) if stopped else f"error: {message_of(error)}", file=sys.stderr)
         return error.exit_code
     return code if isinstance(code, int) else 0
+
+
+def _own_group() -> GroupFolder | None:
+    """Find the group for which our launcher started this process; None where its variables say nothing sensible."""
+    try:
+        return group_folder_of(os.environ) if worker_of(os.environ) is not None else None
+    except ConfigError:  # a command that reads them says so
+        return None
+
+
+def _check_folder() -> None:
+    """Make sure that there is a working folder.
+
+    Raises:
+        ConfigError: Somebody has removed it.
+    """
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise ConfigError("The working folder has been removed: change to a folder that exists.") from None
 
 
 def _leave_word(group: GroupFolder, error: Exception) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -115,13 +114,13 @@ def _measure(resolved: Resolved, plan: Plan, seconds: float) -> Report:
     from mnist_dist.cli.training import open_data
     from mnist_dist.cpu_time import Moment, others_between
     from mnist_dist.launch.local import run_local
-    from mnist_dist.machine import allowed_cpus
+    from mnist_dist.machine import allowed_cpus, temporary_folder
 
     records = {}
     before = Moment.now()
-    with tempfile.TemporaryDirectory(prefix="mnist-dist-") as folder:
+    with temporary_folder() as folder:
         for ranks in plan.counts:
-            file = Path(folder) / f"{ranks}.json"
+            file = folder / f"{ranks}.json"
             write_cases(plan.cases(ranks), file)
             group = own_group(ranks=ranks, threads=plan.base[ranks].threads, extra=("--output", str(file)))
             code = run_local(group, meanwhile=partial(open_data, resolved, err=True))

@@ -38,10 +38,9 @@ def verify(
     output: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Take the same steps on 1 to N processes and show what differs. N is --processes; between them 2, 4, 8, ..."""
-    import tempfile
-
     from mnist_dist.cli.processes import own_output, this_worker
     from mnist_dist.cli.training import resolve
+    from mnist_dist.machine import temporary_folder
 
     given = {"data": data, "device": device, "model": model, "batch_size": batch_size, "lr": lr}
     resolved, _ = resolve(config, set_, given)
@@ -54,8 +53,8 @@ def verify(
         return
     for count in counts:
         resolved.config.train.split_batch(count)
-    with tempfile.TemporaryDirectory(prefix="mnist-dist-") as folder:
-        records = {count: _probe(resolved, count, Path(folder)) for count in counts}
+    with temporary_folder() as folder:
+        records = {count: _probe(resolved, count, folder) for count in counts}
     rows = {count: _differences(records[1], record) for count, record in records.items()}
     if as_json:
         say(json.dumps({"reduction": resolved.config.train.reduction, "steps": steps, "differences": rows}))

@@ -32,15 +32,14 @@ def import_(
     download: Annotated[bool, typer.Option("--download", help="Get MNIST with torchvision first.")] = False,
 ) -> None:
     """Turn IDX files, as MNIST comes in, into an image folder."""
-    import tempfile
-
     from mnist_dist.data.idx import check_target, read_idx_folder, write_image_folder
+    from mnist_dist.machine import temporary_folder
 
     if (source is None) == (not download):
         raise ConfigError("data import needs either --from IDX_DIR or --download.")
     check_target(to)
-    with tempfile.TemporaryDirectory(prefix="mnist-dist-") as temporary:
-        idx = read_idx_folder(source or _download(Path(temporary)))
+    with temporary_folder() as temporary:
+        idx = read_idx_folder(source or _download(temporary))
     if not idx.is_mnist:
         say("Note: these are not MNIST's original files (their md5 differs); imported as they are.")
     write_image_folder(idx, to, say)

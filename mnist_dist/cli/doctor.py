@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
-import tempfile
 import time
 from collections import Counter
 from dataclasses import asdict, replace
@@ -119,9 +117,11 @@ def _all_reduce(library: str, device: Literal["cpu", "cuda"], *, ranks: int) -> 
     from mnist_dist.doctor.all_reduce import Measured
     from mnist_dist.doctor.finding import Finding, first_line
     from mnist_dist.launch.local import run_local
+    from mnist_dist.machine import temporary_folder
+    from mnist_dist.signals import name_of
 
-    with tempfile.TemporaryDirectory(prefix="mnist-dist-") as folder:
-        file = Path(folder) / "measured.json"
+    with temporary_folder() as folder:
+        file = folder / "measured.json"
         group = own_group(ranks=ranks, threads=1, extra=("--output", str(file), "--device", device))
         began = time.monotonic()
         try:
@@ -136,7 +136,7 @@ def _all_reduce(library: str, device: Literal["cpu", "cuda"], *, ranks: int) -> 
             return Finding(check="all-reduce", state="problem", found=f"{library}: {first_line(error)}", advice=advice)
         if code:
             number = code - 128
-            raise StoppedError(f"Stopped by {signal.Signals(number).name} before all was looked at.", number)
+            raise StoppedError(f"Stopped by {name_of(number)} before all was looked at.", number)
         measured = Measured.read(file)
     seconds = time.monotonic() - began
     times = f"1 MiB in {1000 * measured.seconds:.2f} ms; {seconds:.1f} s with their start"

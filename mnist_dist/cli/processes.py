@@ -58,16 +58,37 @@ def own_group(
     extra: tuple[str, ...] = (),
 ) -> Group:
     """Describe this very command line, with `extra` options, as a group of workers; see `Group`."""
-    command = (*own_command(), *sys.argv[1:], *extra)
     # Where no launcher decodes the pictures beforehand, a rank does, and the others wait for it in silence.
-    return Group(command=command, ranks=ranks, log=log, threads=threads, start_seconds=DECODING_SECONDS)
+    return Group(
+        command=(*own_command(), *sys.argv[1:], *extra),
+        ranks=ranks,
+        log=log,
+        threads=threads,
+        environment=safe_environment(),
+        start_seconds=DECODING_SECONDS,
+    )
 
 
 def own_command() -> tuple[str, ...]:
     """Name the words that start this program, whatever folder the user is in."""
-    checkout = Path(__file__).parents[2]
-    safe_path = () if Path.cwd() == checkout else ("-P",)  # no module of the user's folder shall hide another
-    return (sys.executable, *safe_path, "-m", "mnist_dist")
+    return (*safe_python(), "-m", "mnist_dist")
+
+
+def safe_python() -> tuple[str, ...]:
+    """Name the words that start Python so that no module of the user's folder hides another."""
+    return (sys.executable,) if _is_found_in_working_folder() else (sys.executable, "-P")
+
+
+def safe_environment() -> dict[str, str]:
+    """Get the variables by which processes that our own start are as safe, e.g. the workers of torchrun."""
+    return {} if _is_found_in_working_folder() else {"PYTHONSAFEPATH": "1"}
+
+
+def _is_found_in_working_folder() -> bool:
+    """Tell whether this program is there only as the user stands in its checkout."""
+    checkout = str(Path(__file__).parents[2])
+    elsewhere = sys.path if sys.flags.safe_path else sys.path[1:]
+    return Path.cwd() == Path(checkout) and checkout not in elsewhere
 
 
 def own_output(file: Path | None, command: str) -> Path:

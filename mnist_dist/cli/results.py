@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -207,10 +208,13 @@ def monitor(
     """Show runs in TensorBoard, on this machine alone."""
     import socket
     import subprocess
-    import sys
+
+    from mnist_dist.cli.processes import safe_environment, safe_python
+    from mnist_dist.machine import check_loopback, die_with_parent
 
     if not runs.is_dir():
         raise ConfigError(f"There is no folder {runs}: name a run, or train one first.")
+    check_loopback()
     for candidate in range(port, min(port + 100, 65536)):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -224,7 +228,11 @@ def monitor(
         raise ConfigError(f"No port from {port} on is free on 127.0.0.1: choose another --port.")
     say(f"TensorBoard over {runs}: http://127.0.0.1:{port}/  (Ctrl-C ends it)")
     options = ["--logdir", str(runs), "--host", "127.0.0.1", "--port", str(port)]
-    server = subprocess.Popen([sys.executable, "-m", "tensorboard.main", *options, "--reload_interval", "5"])
+    server = subprocess.Popen(
+        [*safe_python(), "-m", "tensorboard.main", *options, "--reload_interval", "5"],
+        env=os.environ | safe_environment(),
+        preexec_fn=die_with_parent(),
+    )
     try:
         raise typer.Exit(server.wait())
     finally:

@@ -18,11 +18,13 @@ from mnist_dist.errors import (
     DataError,
     DeviceMemoryError,
     MnistDistError,
+    StoppedError,
     StorageError,
     WorkerError,
     typed,
 )
 from mnist_dist.observe.output import open_console, say
+from mnist_dist.signals import name_of
 from mnist_dist.worker import group_folder_of
 
 if TYPE_CHECKING:
@@ -224,6 +226,7 @@ def _supervise(resolved: Resolved, folder: RunFolder, group: Group, restarts: Re
     from mnist_dist.launch.local import run_local
 
     threads = resolved.config.train.fixed_threads
+    began_with = folder.saved_step()
     try:
         # The ranks import torch while the pictures are decoded.
         meanwhile = partial(open_data, resolved, err=as_json)
@@ -237,7 +240,16 @@ def _supervise(resolved: Resolved, folder: RunFolder, group: Group, restarts: Re
         raise
     if code:
         folder.remove_unstarted()
-    raise typer.Exit(code)
+        raise StoppedError(_stop(folder, code - 128, began_with), code - 128)
+
+
+def _stop(folder: RunFolder, number: int, began_with: int | None) -> str:
+    """Say what a signal has left that came before a rank could stop at a step; see `run.train` for the other case."""
+    stopped, saved = f"Stopped by {name_of(number)}", folder.saved_step()
+    if saved is None:
+        return f"{stopped} before anything was saved."
+    what = "nothing new was saved" if saved == began_with else f"saved at step {saved}"
+    return f"{stopped}: {what}; go on with {typed('resume', folder.path)}."
 
 
 def _given(values: Mapping[str, str | None]) -> list[Setting]:

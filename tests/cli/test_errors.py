@@ -30,7 +30,7 @@ CLAIM = ["--image", "mnist-dist:0.1.0", "--run-claim", "runs"]
         (
             ["launch", "torchrun", "--nodes", "2", "--head", "localhost:x", "--", "train", "--run", "r"],
             2,
-            "be a number",
+            "give HOST or HOST:PORT of machine 0, the port from 1 to 65535",
         ),
         (["launch", "torchrun", "--nodes", "2", "--head", "no.where", "--", "train", "--run", "r"], 2, "be reached"),
         (["launch", "torchrun", "--node-rank", "1", "--", "train", "--run", "r"], 2, "they count from 0 to 0"),
@@ -38,7 +38,7 @@ CLAIM = ["--image", "mnist-dist:0.1.0", "--run-claim", "runs"]
         (["launch", "torchrun", "--", "train", "--run", "r", "-n2"], 2, "--processes belongs before the two dashes"),
         (["launch", "local", "--hang-timeout", "9", "--", "resume", "r"], 2, "No such option: --hang-timeout"),
         (["launch", "slurm", "--nodes", "3", "--", "train", "--run", "r"], 2, "which 3 processes cannot share"),
-        (["launch", "slurm", "--time", "soon", "--", "train", "--run", "r"], 2, "--time is soon: write minutes"),
+        (["launch", "slurm", "--time", "soon", "--", "train", "--run", "r"], 2, "--time is 'soon': write minutes"),
         (
             ["launch", "slurm", "--gpus-per-node", "4", "--processes-per-node", "2", "--", "train", "--run", "r"],
             2,
@@ -110,8 +110,20 @@ def test_data_check_lists_every_bad_file(command, tmp_path, folder_of):
     }
 
 
-def test_more_processes_than_gpus_are_refused(command):
-    ended = command("train", "--device", "cuda", "--processes", "3", CUDA_VISIBLE_DEVICES="0,1")
+@pytest.fixture
+def nvidia_smi(tmp_path, monkeypatch):
+    """Stand a program on the PATH that lists two GPUs as nvidia-smi does."""
+    program = tmp_path / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho 'GPU 0: A (UUID: GPU-1a)'\necho 'GPU 1: B (UUID: GPU-1b)'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+
+
+@pytest.mark.usefixtures("nvidia_smi")
+@pytest.mark.parametrize("visible", [{}, {"CUDA_VISIBLE_DEVICES": "0,1"}, {"CUDA_VISIBLE_DEVICES": "1,GPU-1a,7"}])
+def test_more_processes_than_gpus_are_refused(command, visible):
+    ended = command("train", "--device", "cuda", "--processes", "3", **visible)
     assert ended.code == 2
     assert "--processes is 3, and 2 GPUs are visible: one process a GPU, so 2." in ended.err
 
