@@ -128,7 +128,32 @@ class RunFolder:
             ConfigError: There is none.
         """
         if not self.config.is_file():
-            raise ConfigError(f"{self.path} is not a run: it has no config.yaml. Name a folder that `train` made.")
+            raise ConfigError(f"{self.path} is not a run: {self._instead_of_run()}")
+
+    def _instead_of_run(self) -> str:
+        """Say what is here in place of a run, and which run was probably meant."""
+        run = next((above for above in self.path.absolute().parents if (above / "config.yaml").is_file()), None)
+        if self.path.exists() and run is not None:  # one of its checkpoints or files
+            return f"it is inside the run {os.path.relpath(run)}. Name that."
+        if not self.path.exists():
+            alike = next((path for path in self._runs_in(Path("runs")) if path.name == self.path.name), None)
+            return (
+                f"there is no such folder. {f'Did you mean {alike}?' if alike else 'Name a folder that `train` made.'}"
+            )
+        if not self.path.is_dir():
+            return "it is a file. Name a folder that `train` made."
+        runs = self._runs_in(self.path)
+        if runs:
+            return f"it holds {len(runs):,} of them. Name one, e.g. {runs[-1]}."
+        return "it has no config.yaml. Name a folder that `train` made."
+
+    @staticmethod
+    def _runs_in(folder: Path) -> list[Path]:
+        """List the runs in a folder, the newest by its name last."""
+        try:
+            return sorted(path for path in folder.iterdir() if (path / "config.yaml").is_file())
+        except OSError:
+            return []
 
     def write_result(self, result: Result) -> None:
         """Replace `result.json`."""

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mnist_dist import checkpoint
-from mnist_dist.config import Config, load
+from mnist_dist.config import EMBEDDED_DIGITS, Config, load
 from mnist_dist.config.schema import Device, Precision
 from mnist_dist.data import Dataset, Split, open_dataset
 from mnist_dist.data.decoding import UnreadableError, decode
 from mnist_dist.data.pictures import Decoding
-from mnist_dist.data.sources import is_picture, walk
+from mnist_dist.data.sources import is_picture, scan, walk
 from mnist_dist.data.transforms import Batches, Normalise
 from mnist_dist.device import choose_device
 from mnist_dist.errors import CheckpointError
@@ -48,13 +48,21 @@ class Trained:
         Raises:
             CheckpointError: The data set has other classes than the run had.
         """
-        if dataset.classes != self.classes:
-            raise CheckpointError(
-                f"{self.checkpoint} knows the classes {_names(self.classes)}, but {dataset.root} has "
-                f"{_names(dataset.classes)}: name a folder with the same classes."
-            )
+        self.check_classes(dataset.classes, dataset.root)
         batches = Batches(split, mean=self.mean, std=self.std, device=self.runtime.device)
         return evaluate(self.model, batches, split, self.runtime)
+
+    def check_classes(self, classes: tuple[str, ...], root: str) -> None:
+        """Make sure that a data set has the classes that the run had.
+
+        Raises:
+            CheckpointError: It has others.
+        """
+        if classes != self.classes:
+            raise CheckpointError(
+                f"{self.checkpoint} knows the classes {_names(self.classes)}, but {root} has "
+                f"{_names(classes)}: name a folder with the same classes."
+            )
 
     def predict(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Give the probability of each class: `(B, C, H, W)` uint8 to `(B, K)`, rows adding up to 1."""
@@ -117,9 +125,15 @@ def precision_of(run: Path, device: Device) -> Precision:
 
 
 def open_data(trained: Trained, root: str | None, announce: Callable[[str], None]) -> Dataset:
-    """Open the data set that a run was trained on, or another one in its place."""
+    """Open the data set that a run was trained on, or another one in its place.
+
+    Raises:
+        CheckpointError: The other one has other classes; nothing of it is decoded.
+    """
     data = trained.config.data
     if root is not None:
+        if root != EMBEDDED_DIGITS:
+            trained.check_classes(scan(Path(root)).classes, root)
         data = data.model_copy(update={"root": root, "validation_fraction": 0.0})
     return open_dataset(data, seed=trained.config.train.seed, announce=announce)
 

@@ -213,7 +213,8 @@ def monitor(
     from mnist_dist.machine import check_loopback, die_with_parent
 
     if not runs.is_dir():
-        raise ConfigError(f"There is no folder {runs}: name a run, or train one first.")
+        what = f"{runs} is a file" if runs.exists() else f"There is no folder {runs}"
+        raise ConfigError(f"{what}: name a run or a folder of runs, or train one first.")
     check_loopback()
     for candidate in range(port, min(port + 100, 65536)):
         with socket.socket() as probe:

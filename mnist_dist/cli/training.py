@@ -307,7 +307,7 @@ def _print_dry_run(resolved: Resolved, ranks: int) -> None:
 
     options, data = resolved.config.train, resolved.config.data
     if data.root == EMBEDDED_DIGITS:
-        labels = {name: labels for name, (_, labels) in embedded_digits(data.image_size).items()}
+        labels = {name: labels for name, (_, labels) in embedded_digits(image_size=8).items()}  # of any size
     else:
         labels = {name: pictures.labels for name, pictures in scan(Path(data.root)).splits.items()}
     rows, held_out = divide(labels["train"], data, seed=options.seed, has_val="val" in labels)

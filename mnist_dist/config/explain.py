@@ -14,9 +14,22 @@ from mnist_dist.config.schema import Config, Section
 from mnist_dist.config.suggestions import any_of, suggest_key, suggest_value
 
 
+def fields(
+    model: type[BaseModel] = Config, prefix: str = "", name: str | None = None
+) -> Iterator[tuple[str, FieldInfo, Any]]:
+    """Yield each key with its field and, where the section has variants, the variant's name."""
+    for own, field in model.model_fields.items():
+        kinds = [kind for kind in (field.annotation, *get_args(field.annotation)) if _is_section(kind)]
+        for kind in kinds:
+            variant = kind.model_fields["name"].default if len(kinds) > 1 else None
+            yield from fields(kind, f"{prefix}{own}.", variant)
+        if not kinds:
+            yield f"{prefix}{own}", field, name
+
+
 def all_keys() -> list[str]:
     """List every dotted key that a config may have, those of all optimizers and schedules included."""
-    return list(dict.fromkeys(key for key, _, _ in _fields(Config)))
+    return list(dict.fromkeys(key for key, _, _ in fields()))
 
 
 def sections() -> set[str]:
@@ -48,7 +61,7 @@ def explain(finding: Any, origins: Mapping[str, str], values: Mapping[str, Any])
         choices = sorted(names_of(section))
         value = finding["ctx"]["tag"]
         return _refused(key, value, origins, f"{any_of(choices)}.{suggest_value(value, choices)}")
-    field = next((field for ours, field, name in _fields(Config) if ours == key and name in (None, tag)), None)
+    field = next((field for ours, field, name in fields() if ours == key and name in (None, tag)), None)
     if field is None:  # it concerns several keys
         message = finding["msg"].removeprefix("Value error, ")
         return f"{key + ': ' if key else ''}{message}."
@@ -65,7 +78,7 @@ def unknown(key: str, origin: str | None, *, chosen: str | None = None) -> str:
     """
     source = f" (from {origin})" if origin else ""
     section = key.partition(".")[0]
-    owners = [name for ours, _, name in _fields(Config) if ours == key and name is not None]
+    owners = [name for ours, _, name in fields() if ours == key and name is not None]
     if owners:
         chosen = chosen or "another"
         return (
@@ -105,18 +118,7 @@ def requirement(field: FieldInfo) -> str:
 
 def names_of(section: str) -> list[str]:
     """List the optimizers or schedules that there are."""
-    return [name for key, _, name in _fields(Config) if key == f"{section}.name" and name is not None]
-
-
-def _fields(model: type[BaseModel], prefix: str = "", name: str | None = None) -> Iterator[tuple[str, FieldInfo, Any]]:
-    """Yield each key with its field and, where the section has variants, the variant's name."""
-    for own, field in model.model_fields.items():
-        kinds = [kind for kind in (field.annotation, *get_args(field.annotation)) if _is_section(kind)]
-        for kind in kinds:
-            variant = kind.model_fields["name"].default if len(kinds) > 1 else None
-            yield from _fields(kind, f"{prefix}{own}.", variant)
-        if not kinds:
-            yield f"{prefix}{own}", field, name
+    return [name for key, _, name in fields() if key == f"{section}.name" and name is not None]
 
 
 def _refused(key: str, value: object, origins: Mapping[str, str], must_be: str) -> str:

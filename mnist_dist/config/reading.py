@@ -65,8 +65,20 @@ def read_leaves(path: Path) -> list[Leaf]:
     Raises:
         ConfigError: The file cannot be read, or it is not a plain mapping in YAML; with line and column.
     """
-    where = str(path)
-    node = _compose(_read(path), where)
+    return parse_leaves(_read(path), str(path))
+
+
+def parse_leaves(text: str, where: str) -> list[Leaf]:
+    """Read the values of a YAML text, each with its dotted key.
+
+    Args:
+        text: Of a config.
+        where: What messages call it.
+
+    Raises:
+        ConfigError: It is not a plain mapping in YAML; with line and column.
+    """
+    node = _compose(text, where)
     if node is None or (isinstance(node, ScalarNode) and not node.value):
         return []
     if not isinstance(node, MappingNode):

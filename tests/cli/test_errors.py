@@ -62,6 +62,25 @@ CLAIM = ["--image", "mnist-dist:0.1.0", "--run-claim", "runs"]
         (["data", "import", "--from", "nowhere"], 3, "no folder nowhere"),
         (["monitor", "nowhere"], 2, "There is no folder nowhere"),
         (["config", "show", "nothing"], 2, "no preset 'nothing'"),
+        (["train", "--lr", "fast"], 2, "optimizer.learning_rate is 'fast' (from --lr): it must be a number from"),
+        (["train", "--batch-size", "0"], 2, "train.global_batch is 0 (from --batch-size): it must be a whole number"),
+        (["train", "--model", "resnet18"], 2, "model.name is 'resnet18' (from --model): it must be small_cnn"),
+        (["train", "--device", "gpu"], 2, "it must be auto, cpu, cuda or mps. Did you mean 'cuda'?"),
+        (["predict", "r", "a.png", "--device", "gpu"], 2, "--device is 'gpu': it must be auto, cpu, cuda or mps."),
+        (["train", "--processes", "five"], 2, "--processes is 'five': it must be a whole number from 1 to 1,024."),
+        (["train", "--start-timeout", "nan"], 2, "--start-timeout is nan: it must be a number from 1 to 31,622,400."),
+        (["bench", "--seconds", "1e300"], 2, "--seconds is 1e+300: it must be a number from 0.01 to 3,600."),
+        (["launch", "slurm", "--nodes", "0", "--", "train"], 2, "--nodes is 0: it must be a whole number from 1"),
+        (["train", "--workers", "4"], 2, "No such option: --workers. Images are decoded once"),
+        (["train", "--output-dir", "a"], 2, "No such option: --output-dir. Did you mean --run?"),
+        (["resume", "r", "--epochs", "9"], 2, "A resumed run keeps its config"),
+        (["evaluate", "r", "--batch-size", "9"], 2, "This command chooses its own batches"),
+        (["train", "-lr", "0.1"], 2, "No such option: -l. Long options begin with two dashes."),
+        (["train", "Dataset"], 2, "The folder of pictures is given with --data"),
+        (["evaluate"], 2, "Missing argument 'RUN'."),
+        (["evaluate", "nowhere"], 2, "nowhere is not a run: there is no such folder."),
+        (["eval", "r"], 2, "No such command 'eval'. Did you mean 'evaluate'?"),
+        (["launch", "local", "--dry-run", "--", "train", "--lr", "x"], 2, "optimizer.learning_rate is 'x'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -69,6 +88,8 @@ def test_a_mistake_gives_its_message_and_exit_code(command, tmp_path, words, cod
     ended = command(*words, CUDA_VISIBLE_DEVICES="", PATH="")
     assert ended.code == code, ended.err
     assert message in " ".join(ended.err.split())
+    assert ended.err.startswith("error: ")
+    assert "Input should" not in ended.err
     assert "Traceback" not in ended.err
     assert not list(tmp_path.glob("runs/*/config.yaml"))
 
@@ -231,6 +252,7 @@ def test_pictures_of_other_classes_are_refused(command, tmp_path, trained_run, f
     ended = command("evaluate", trained_run, "--data", "bars")
     assert ended.code == 4
     assert "knows the classes 0, 1" in ended.err
+    assert not (tmp_path / "bars" / ".mnist-dist").exists(), "the pictures were decoded"
 
 
 def test_predict_names_what_it_cannot_read(command, tmp_path, trained_run):

@@ -195,3 +195,31 @@ def test_the_fast_recipe_makes_a_good_classifier_of_undecoded_pictures(command, 
     result = outcome.json()
     assert result["evaluated"] == "10000/10000"
     assert result["metrics"]["test_accuracy"] > 0.985
+
+
+def test_the_names_that_people_try_first_are_options_with_their_origin(command):
+    words = ["--model", "large_cnn", "--batch-size", "16", "--lr", "0.5", "--processes", "2"]
+    ended = command("train", "--dry-run", *words)
+    assert ended.code == 0, ended.err
+    assert "global batch   16 = 8 x 1 x 2" in ended.out
+    lines = [" ".join(line.split()) for line in ended.out.splitlines()]
+    for line in ("name: large_cnn # --model", "global_batch: 16 # --batch-size", "learning_rate: 0.5 # --lr"):
+        assert line in lines
+
+
+def test_a_run_folder_is_a_config_for_every_command(command, trained_run):
+    shown = command("config", "show", trained_run)
+    assert command("config", "validate", trained_run).code == 0
+    ended = command("train", "--config", trained_run, "--dry-run")
+    assert ended.code == 0, ended.err
+
+    def values(text):
+        return [line.partition("#")[0].rstrip() for line in text.splitlines()]
+
+    assert values(ended.out.partition("\n\n")[2]) == values(shown.out)
+    assert command("verify", "--config", trained_run, "--set", "train.reductoin=exact").code == 2
+
+
+def test_val_is_taken_for_the_validation_split(command, trained_run):
+    ended = command("evaluate", trained_run, "--split", "val", "--json")
+    assert ended.json()["split"] == "validation"
