@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import socket
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from mnist_dist import locks
 from mnist_dist.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -89,13 +91,14 @@ class RunFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         owner = self.path / ".lock-owner"
-        lock = FileLock(self.path / ".lock")
         try:
-            lock.acquire(blocking=False)
+            lock = locks.take(self.path / ".lock", blocking=False)
         except Timeout:
             name = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
             raise ConfigError(f"{self.path} is in use by {name}: wait for it, or choose another --run.") from None
         owner.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        if not lock.is_locked:
+            print(f"warning: The disk of {self.path} has no file locks: start no second run there.", file=sys.stderr)
         return lock
 
     def cut_back(self, sizes: dict[str, int]) -> None:

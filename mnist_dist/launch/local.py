@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
+from mnist_dist import locks
 from mnist_dist.errors import GroupError, WorkerError
 from mnist_dist.launch.forwarding import Signals
 from mnist_dist.launch.group import KILLED, Failure, Group, Meanwhile, run_once
@@ -105,12 +106,13 @@ def run_local(group: Group, restarts: Restarts | None = None, meanwhile: Meanwhi
 @contextlib.contextmanager
 def private_folder() -> Iterator[Path]:
     """Make a temporary folder that only this user can read, and remove those that killed launchers have left."""
-    with temporary_folder(PREFIX) as folder, FileLock(folder / "lock", timeout=0):
+    with temporary_folder(PREFIX) as folder, locks.held(folder / "lock", blocking=False):
         for stale in folder.parent.glob(f"{PREFIX}*"):
             with contextlib.suppress(OSError, Timeout):  # another user's, or in use
                 if time.time() - stale.lstat().st_mtime > STALE_SECONDS and (stale / "lock").exists():
-                    with FileLock(stale / "lock", timeout=0):
-                        shutil.rmtree(stale)
+                    with locks.held(stale / "lock", blocking=False) as locked:
+                        if locked:
+                            shutil.rmtree(stale)
         yield folder
 
 
