@@ -22,13 +22,15 @@ import numpy as np
 from numpy.lib.format import open_memmap
 
 from mnist_dist.data.approval import approve
-from mnist_dist.data.stored import FORMAT, INDEX, array_path
+from mnist_dist.data.files import write_sealed
+from mnist_dist.data.stored import FORMAT, INDEX, VERIFIED, array_path
 from mnist_dist.heartbeat import Pulses
 from mnist_dist.worker import GROUP_FOLDER, GroupFolder
 
 SIZES = (60_000, 6_000_000)
 CLASSES = 10
 TEST = 1000
+SHA256 = "0" * 64
 OPEN = """
 import os, time
 from mnist_dist.config.schema import Data
@@ -61,16 +63,21 @@ def make_store(folder: Path, images: int) -> None:
         for name, (shape, dtype) in arrays.items():
             open_memmap(array_path(folder, split, name), "w+", dtype, shape)
         np.save(array_path(folder, split, "labels"), generator.integers(0, CLASSES, count))
-        splits[split] = {"totals": [[33 * 784 * count, 7000 * 784 * count]]}  # about MNIST's
-    index = {"format": FORMAT, "classes": list("0123456789"), "splits": splits, "sha256": "0" * 64}
-    (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
+        splits[split] = {
+            "images": count,
+            "names": 1,
+            "totals": [[33 * 784 * count, 7000 * 784 * count]],  # about MNIST's
+            "crc32": {name: [] for name in VERIFIED},  # only a launcher verifies
+        }
+    index = {"format": FORMAT, "channels": 1, "image_size": 28, "classes": list("0123456789"), "splits": splits}
+    write_sealed(folder / INDEX, index | {"sha256": SHA256})
 
 
 def measure(store: Path, steps: int) -> dict[str, float]:
     """Open a store in one process, and train on it in another."""
     with tempfile.TemporaryDirectory() as folder:
         group = GroupFolder(Path(folder))
-        approve(group, store, "made up")
+        approve(group, store, "made up", SHA256)
         ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", GROUP_FOLDER: folder}
         opened = subprocess.run([sys.executable, "-c", OPEN], env=os.environ | ranks, capture_output=True, check=True)
         pulses = Pulses(group.heartbeats, 1)

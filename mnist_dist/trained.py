@@ -18,8 +18,9 @@ from mnist_dist.config.schema import Device, Precision
 from mnist_dist.data import Dataset, Split, open_dataset
 from mnist_dist.data.decoding import UnreadableError, decode
 from mnist_dist.data.pictures import Decoding
-from mnist_dist.data.sources import is_picture, scan, walk
+from mnist_dist.data.sources import scan
 from mnist_dist.data.transforms import Batches, Normalise
+from mnist_dist.data.walk import find_pictures
 from mnist_dist.device import choose_device
 from mnist_dist.errors import CheckpointError
 from mnist_dist.evaluate import batch_size, evaluate
@@ -188,8 +189,9 @@ def _picture_files(paths: list[Path], unreadable: list[tuple[Path, str]]) -> Ite
         if not path.is_dir():
             yield path
             continue
-        found = sorted(Path(entry.path) for entry in walk(path) if is_picture(entry.name))
-        if not found:
+        found, bad = find_pictures(path)
+        unreadable += [(Path(name), reason) for name, reason in bad.items()]
+        if not found and not bad:
             unreadable.append((path, "there are no pictures in this folder"))
         yield from found
 

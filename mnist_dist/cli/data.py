@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +16,13 @@ from mnist_dist.observe.output import open_console, say
 
 app = typer.Typer(help="Import, check and measure pictures.", no_args_is_help=True)
 
-Root = Annotated[Path, typer.Argument(metavar="[DATA]", help="Folder with train/CLASS/* and test/CLASS/*.")]
+Root = Annotated[
+    Path | None, typer.Argument(metavar="[DATA]", help="Folder with train/CLASS/* and test/CLASS/*; default Dataset.")
+]
+DataOption = Annotated[Path | None, typer.Option("--data", help="The same folder, as `train` takes it.")]
+FollowLinks = Annotated[
+    bool, typer.Option("--follow-links", help="Read links that lead out of the folder; `data.follow_links` of a run.")
+]
 MaxMegapixels = Annotated[
     int, typer.Option(min=1, max=4096, help="Largest picture to decode; `data.max_megapixels` of a run.")
 ]
@@ -47,42 +54,51 @@ def import_(
 
 
 @app.command("check")
-def check(root: Root = Path("Dataset"), max_megapixels: MaxMegapixels = 256, as_json: Json = False) -> None:
+def check(
+    root: Root = None,
+    data: DataOption = None,
+    follow_links: FollowLinks = False,
+    max_megapixels: MaxMegapixels = 256,
+    as_json: Json = False,
+) -> None:
     """Decode every picture and list each file that cannot be read or would be ignored; exit 3 if one is bad."""
     from mnist_dist.data.pictures import Decoding, decode_all, discard
-    from mnist_dist.data.sources import is_picture, scan, walk
+    from mnist_dist.data.sources import survey
 
-    listing = scan(root)
+    folder = _folder(root, data)
+    found = survey(folder, follow_links=follow_links)
     decoding = Decoding(image_size=8, channels=1, max_megapixels=max_megapixels)
-    unreadable: dict[str, str] = {}
+    unreadable = {os.path.relpath(path, folder): reason for path, reason in found.bad.items()}
     warnings: dict[str, str] = {}
-    for pictures in listing.splits.values():
-        for chunk in decode_all(root, pictures.files, decoding, discard):
+    for pictures in found.listing.splits.values():
+        for chunk in decode_all(folder, pictures.files, decoding, discard):
             unreadable |= dict(chunk.unreadable)
             warnings |= chunk.warnings
-    ignored = sorted(
-        entry.path for split in listing.splits for entry in walk(root / split) if not is_picture(entry.name)
-    )
-    total = sum(len(pictures.files) for pictures in listing.splits.values())
+    total = sum(len(pictures.files) for pictures in found.listing.splits.values())
     if as_json:
-        say(json.dumps({"pictures": total, "unreadable": unreadable, "warnings": warnings, "ignored": ignored}))
+        record = {"pictures": total, "unreadable": unreadable, "warnings": warnings, "ignored": sorted(found.ignored)}
+        say(json.dumps(record | {"reasons": found.ignored, "faults": found.faults}))
     else:
-        for file, reason in unreadable.items():
-            say(f"unreadable  {root / file}  ({reason})")
+        for file, reason in sorted(unreadable.items()):
+            say(f"unreadable  {folder / file}  ({reason})")
         for file, text in warnings.items():
-            say(f"warning     {root / file}  ({text})")
-        for path in ignored:
-            say(f"ignored     {path}  (not a picture by its ending)")
-        say(f"{total:,} pictures, {len(unreadable)} unreadable; {len(ignored)} other files ignored")
-    if unreadable:
+            say(f"warning     {folder / file}  ({text})")
+        for path, reason in sorted(found.ignored.items()):
+            say(f"ignored     {path}  ({reason})")
+        for fault in found.faults:
+            say(f"fault       {fault}")
+        say(f"{total:,} pictures, {len(unreadable)} unreadable; {len(found.ignored)} other files ignored")
+    if unreadable or found.faults:
         raise typer.Exit(DataError.exit_code)
 
 
 @app.command("stats")
 def stats(
-    root: Root = Path("Dataset"),
-    image_size: Annotated[int, typer.Option(min=8, help="Measured after resizing to this.")] = 28,
-    channels: Annotated[int, typer.Option(min=1, max=3, help="1 or 3.")] = 1,
+    root: Root = None,
+    data: DataOption = None,
+    image_size: Annotated[int, typer.Option(help="Measured after resizing to this.")] = 28,
+    channels: Annotated[int, typer.Option(help="1 or 3.")] = 1,
+    follow_links: FollowLinks = False,
     max_megapixels: MaxMegapixels = 256,
     as_json: Json = False,
 ) -> None:
@@ -90,15 +106,18 @@ def stats(
     import numpy as np
     from rich.table import Column, Table
 
-    from mnist_dist.config.schema import Data
+    from mnist_dist.config import Setting, load
     from mnist_dist.data import open_dataset
 
-    if channels == 2:
-        raise ConfigError("--channels is 2: use 1 (grayscale) or 3 (colour).")
-    data = Data(
-        root=str(root), image_size=image_size, channels=3 if channels == 3 else 1, max_megapixels=max_megapixels
-    )
-    dataset = open_dataset(data, seed=0, announce=partial(say, err=True))
+    given = {
+        "root": ("--data", str(_folder(root, data))),
+        "image_size": ("--image-size", image_size),
+        "channels": ("--channels", channels),
+        "follow_links": ("--follow-links", follow_links),
+        "max_megapixels": ("--max-megapixels", max_megapixels),
+    }
+    settings = (Setting(key=f"data.{key}", value=value, origin=flag) for key, (flag, value) in given.items())
+    dataset = open_dataset(load(None, tuple(settings)).config.data, seed=0, announce=partial(say, err=True))
     counts = {
         name: np.bincount(split.labels, minlength=len(dataset.classes)).tolist()
         for name, split in dataset.splits.items()
@@ -115,6 +134,17 @@ def stats(
     console = open_console(tables=True)
     console.print(table)
     console.print(f"mean {_figures(dataset.mean)}  std {_figures(dataset.std)}  (pixels in [0, 1])")
+
+
+def _folder(argument: Path | None, option: Path | None) -> Path:
+    """Return the data folder that was named, in whichever way.
+
+    Raises:
+        ConfigError: Two different ones were named.
+    """
+    if argument is not None and option is not None and argument != option:
+        raise ConfigError(f"The data folder is {argument} and, with --data, {option}: name one.")
+    return argument or option or Path("Dataset")
 
 
 def _figures(values: tuple[float, ...]) -> str:

@@ -295,7 +295,7 @@ def open_data(resolved: Resolved, group: GroupFolder, *, err: bool) -> None:
     options = resolved.config.train
     dataset = open_dataset(resolved.config.data, seed=options.seed, announce=partial(say, err=err))
     Sampler(images=len(dataset.train), global_batch=options.global_batch, seed=options.seed)
-    approve(group, dataset.folder, dataset.state, own_seconds() - began)
+    approve(group, dataset.folder, dataset.state, dataset.sha256, cpu_seconds=own_seconds() - began)
 
 
 def _print_dry_run(resolved: Resolved, ranks: int) -> None:
@@ -309,7 +309,8 @@ def _print_dry_run(resolved: Resolved, ranks: int) -> None:
     if data.root == EMBEDDED_DIGITS:
         labels = {name: labels for name, (_, labels) in embedded_digits(image_size=8).items()}  # of any size
     else:
-        labels = {name: pictures.labels for name, pictures in scan(Path(data.root)).splits.items()}
+        listing = scan(Path(data.root), follow_links=data.follow_links)
+        labels = {name: pictures.labels for name, pictures in listing.splits.items()}
     rows, held_out = divide(labels["train"], data, seed=options.seed, has_val="val" in labels)
     validation = len(held_out if held_out is not None else labels.get("val", ()))
     images = len(rows if rows is not None else labels["train"])

@@ -76,6 +76,8 @@ class Data(Section):
 
     root: Text = "Dataset"
     """Folder with `train/<class>/*` and `test/<class>/*`, or `embedded:digits`."""
+    follow_links: bool = False
+    """Read pictures outside of the data folder too, where links in it lead to them."""
     image_size: Whole = Field(28, ge=8, le=1024)
     """Height and width that every picture is resized to."""
     channels: Annotated[Literal[1, 3], BeforeValidator(_no_truth_value)] = 1

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mnist_dist import heartbeat, threads
+from mnist_dist.data.files import DamagedError
 from mnist_dist.data.stored import Store, open_folder
 from mnist_dist.errors import WorkerError
 from mnist_dist.worker import LAUNCHER, GroupFolder
@@ -20,17 +21,23 @@ from mnist_dist.worker import LAUNCHER, GroupFolder
 POLL_SECONDS = 0.003
 
 
-def approve(group: GroupFolder, folder: Path | None, state: str, cpu_seconds: float = 0.0) -> None:
+def approve(group: GroupFolder, folder: Path | None, state: str, sha256: str = "", *, cpu_seconds: float = 0.0) -> None:
     """Tell the ranks, as their launcher, what they wait for.
 
     Args:
         group: Where they look.
         folder: The store; None: there is none on disk, and each rank gets the pictures by itself.
         state: How it came about, in words.
+        sha256: The identity of its data.
         cpu_seconds: What the launcher has used for it: the ranks must not take it for another program's.
     """
     temporary = group.word.with_suffix(".tmp")
-    word = {"folder": folder and str(folder.absolute()), "state": state, "cpu_seconds": cpu_seconds}
+    word = {
+        "folder": folder and str(folder.absolute()),
+        "state": state,
+        "sha256": sha256,
+        "cpu_seconds": cpu_seconds,
+    }
     temporary.write_text(json.dumps(word), encoding="utf-8")
     temporary.replace(group.word)
 
@@ -51,8 +58,11 @@ def approved(group: GroupFolder) -> Store | None:
             raise WorkerError("The launcher of this process is gone.")
     word = json.loads(text)
     threads.count_as_ours(word["cpu_seconds"])
-    store = open_folder(Path(word["folder"])) if word["folder"] else None
-    return store and replace(store, state=word["state"])
+    try:
+        store = open_folder(Path(word["folder"])) if word["folder"] else None
+    except DamagedError:  # removed or replaced in the meantime, as by another launcher
+        return None
+    return replace(store, state=word["state"]) if store is not None and store.sha256 == word["sha256"] else None
 
 
 def _read(group: GroupFolder) -> str:

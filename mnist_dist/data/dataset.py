@@ -186,7 +186,7 @@ def _open_store(data: Data, announce: Announce) -> Store:
     if data.root == EMBEDDED_DIGITS:
         return _digits(data)
     decoding = Decoding(image_size=data.image_size, channels=data.channels, max_megapixels=data.max_megapixels)
-    return open_or_build(Path(data.root), decoding, announce)
+    return open_or_build(Path(data.root), decoding, announce, follow_links=data.follow_links)
 
 
 def _digits(data: Data) -> Store:

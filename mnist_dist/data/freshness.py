@@ -1,26 +1,35 @@
-"""Whether a store still is what its pictures are, told without listing them.
+"""Whether a store still is what its pictures are, told without decoding them where the file system can tell.
 
-A store remembers the times of every folder below the splits, and the size and time of every file. What is added,
+A store remembers the times of every folder below the splits, and size, times and inode of every file. What is added,
 removed or renamed changes its folder's times; what is overwritten in place changes its own. Of very many files only
 some are looked at, evenly spread: whoever rewrites a data set of millions in place touches more than a few.
+
+Where the file system says that a file may be another one (restored by tar, moved, on a disk that was mounted anew), or
+cannot say (changed just before it was listed, within one tick of the clock), the pixels decide.
 """
 
 from __future__ import annotations
 
-import json
 import os
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mnist_dist.data.sources import Listing, times_of
-from mnist_dist.data.stored import Names, Store, map_array
+from mnist_dist.data.files import DamagedError, map_array, put, read_sealed, write_array, write_sealed
+from mnist_dist.data.pictures import Decoding, decode_all, hand_over
+from mnist_dist.data.sources import Listing, file_stamp
+from mnist_dist.data.stored import DTYPES, Names, Store, array_path
+from mnist_dist.data.walk import folder_stamp
 
 MOST_FILES = 200_000
 """So many files are looked at."""
 FOLDERS = "folders.json"
+SIZE, MODIFIED, CHANGED, INODE = range(4)
+"""Rows of the stamps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,39 +43,135 @@ class Look:
         return "" if self.files == self.of else f", {self.files:,} of {self.of:,} files looked at"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """What a store remembers of the files that it agrees with."""
+
+    folders: dict[str, list[int] | None]
+    """As `Listing` has them, as all that follows."""
+    settled: int
+    leads_out: bool
+    stamps: dict[str, NDArray[np.uint64]]
+
+
 def remember(listing: Listing, folder: Path) -> None:
-    """Write down the times of a data set's folders beside its store, atomically."""
-    temporary = folder / f"{FOLDERS}.{os.getpid()}"
-    temporary.write_text(json.dumps(listing.folders), encoding="utf-8")
-    temporary.replace(folder / FOLDERS)
+    """Write down beside a store which files it agrees with. The caller holds the lock, or nobody else writes here."""
+    sums = {}
+    for split, pictures in listing.splits.items():
+        path = array_path(folder, split, "stamps")
+        temporary = path.with_name(f"{path.name}.{os.getpid()}")
+        write_array(temporary, pictures.stamps)
+        put(temporary, path)
+        sums[split] = zlib.crc32(pictures.stamps.data)
+    record = {
+        "folders": listing.folders,
+        "settled": listing.settled,
+        "leads_out": listing.leads_out,
+        "stamps": sums,
+    }
+    write_sealed(folder / FOLDERS, record)
 
 
-def look(root: Path, store: Store) -> Look | None:
-    """Compare a data folder with what its store was made from.
+def recall(store: Store) -> Memory:
+    """Read what `remember` has written.
+
+    Raises:
+        DamagedError: A file is missing or damaged.
+    """
+    assert store.folder is not None
+    record = read_sealed(store.folder / FOLDERS)
+    try:
+        stamps = {}
+        for name, split in store.splits.items():
+            stamps[name] = map_array(array_path(store.folder, name, "stamps"), DTYPES["stamps"], (4, len(split.labels)))
+            if zlib.crc32(stamps[name].data) != record["stamps"][name]:
+                raise DamagedError(f"bits of {array_path(store.folder, name, 'stamps').name} have flipped")
+        settled, folders, leads_out = int(record["settled"]), dict(record["folders"]), bool(record["leads_out"])
+        if any(path.startswith("/") or ".." in path.split("/") for path in folders):
+            raise ValueError
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise DamagedError(f"{FOLDERS} is not as it was written") from None
+    return Memory(folders=folders, settled=settled, leads_out=leads_out, stamps=stamps)
+
+
+def look(root: Path, store: Store, memory: Memory) -> Look | None:
+    """Compare a data folder with what its store was made from, without listing it.
 
     Args:
         root: The data folder.
         store: On disk.
+        memory: Of the store.
 
     Returns:
         None where anything differs, or might: then the folder has to be listed again.
     """
-    assert store.folder is not None
     try:
-        folders: dict[str, list[int] | None] = json.loads((store.folder / FOLDERS).read_text(encoding="utf-8"))
-        if any(_times(root / path) != times for path, times in folders.items()):
+        if any(_stamp(root / path) != stamp for path, stamp in memory.folders.items()):
             return None
         total = sum(len(split.files) for split in store.splits.values())
         looked_at = 0
         for name, split in store.splits.items():
             assert isinstance(split.files, Names)
+            stamps = memory.stamps[name]
             rows = spread(len(split.files), MOST_FILES, total)
-            if not _unchanged(root, split.files, rows, map_array(store.folder, name, "stamps")):
+            if (stamps[CHANGED].view(np.int64) >= memory.settled).any():
+                return None
+            if not _unchanged(root, name, split.files, rows, stamps):
                 return None
             looked_at += len(rows)
-    except (OSError, ValueError, AttributeError, IndexError):  # missing, or damaged
+    except (OSError, ValueError, TypeError):
         return None
     return Look(files=looked_at, of=total)
+
+
+def agrees(
+    listing: Listing, store: Store, memory: Memory | None, decoding: Decoding, announce: Callable[[int], None]
+) -> bool:
+    """Compare the files of a data folder with a store: by stamps where they tell, else by pixels.
+
+    Args:
+        listing: Of the data folder.
+        store: On disk.
+        memory: Of the store; None: it is lost, so all pictures are compared.
+        decoding: What the store's pictures were decoded to.
+        announce: Told now and then how many pictures are still to be compared.
+    """
+    if listing.classes != store.classes or listing.splits.keys() != store.splits.keys():
+        return False
+    doubtful: dict[str, NDArray[np.int64]] = {}
+    for name, pictures in listing.splits.items():
+        split = store.splits[name]
+        assert isinstance(split.files, Names)
+        if not np.array_equal(pictures.labels, split.labels) or not split.files.equals(Names.of(pictures.files)):
+            return False
+        if memory is None:
+            doubtful[name] = np.arange(len(pictures.files))
+            continue
+        if (memory.stamps[name][SIZE] != pictures.stamps[SIZE]).any():
+            return False
+        unsettled = pictures.stamps[CHANGED].view(np.int64) >= memory.settled
+        doubtful[name] = np.flatnonzero(unsettled | (memory.stamps[name] != pictures.stamps).any(axis=0))
+    left = sum(map(len, doubtful.values()))
+    for name, rows in doubtful.items():
+        if not len(rows):
+            continue
+        for compared in _compare(listing, name, rows, decoding, store.splits[name].images):
+            if not compared:
+                return False
+            left -= compared
+            announce(left)
+    return True
+
+
+def _compare(
+    listing: Listing, split: str, rows: NDArray[np.int64], decoding: Decoding, images: NDArray[np.uint8]
+) -> Iterator[int]:
+    """Decode some pictures again; yield how many more are as the store has them, 0 where one is not."""
+    files = tuple(listing.splits[split].files[row] for row in rows.tolist())
+    for chunk in decode_all(listing.root, files, decoding, hand_over):
+        some = rows[chunk.start : chunk.start + chunk.pictures]
+        same = not chunk.unreadable and np.array_equal(chunk.kept, images[some])
+        yield chunk.pictures if same else 0
 
 
 def spread(count: int, most: int, total: int) -> NDArray[np.int64]:
@@ -75,15 +180,16 @@ def spread(count: int, most: int, total: int) -> NDArray[np.int64]:
     return np.arange(part) * count // part
 
 
-def _unchanged(root: Path, files: Names, rows: NDArray[np.int64], stamps: NDArray[np.int64]) -> bool:
-    before = os.fsencode(root) + b"/"
-    found = np.empty((len(rows), 2), np.int64)
-    for place, file in enumerate(files.encoded(rows)):
-        status = os.stat(before + file)  # noqa: PTH116 - a Path for each would take twice as long
-        found[place] = status.st_size, status.st_mtime_ns
-    return np.array_equal(found, stamps[:, rows].T)
+def _unchanged(root: Path, split: str, files: Names, rows: NDArray[np.int64], stamps: NDArray[np.uint64]) -> bool:
+    before, folder = os.fsencode(root) + b"/", split.encode() + b"/"
+    found = []
+    for file in files.encoded(rows):
+        if not file.startswith(folder) or b"/../" in file:  # of somebody else's making
+            return False
+        found.append(file_stamp(os.stat(before + file)))  # noqa: PTH116 - a Path for each would take twice as long
+    return np.array_equal(np.array(found, np.uint64), stamps[:, rows].T)
 
 
-def _times(folder: Path) -> list[int] | None:
-    """Get a folder's times; None where there is none."""
-    return times_of(folder.stat()) if folder.is_dir() else None
+def _stamp(folder: Path) -> list[int] | None:
+    """Return a folder's stamp; None where there is none."""
+    return folder_stamp(folder.stat()) if folder.is_dir() else None

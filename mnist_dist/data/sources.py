@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,14 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mnist_dist.errors import DataError
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-"""What counts as a picture: torchvision's own list."""
+from mnist_dist.data.walk import EXTENSIONS, OUTSIDE, Walk, changed_at
+from mnist_dist.errors import DataError, typed
 
 SPLITS = ("train", "val", "test")
+OWN_FOLDER = ".mnist-dist"
+"""Of the store, in a data folder."""
+LIKE_VAL = ("valid", "validation", "dev")
 UNSETTLED_NANOSECONDS = 2_000_000_000
 """Longer than the ticks of the clocks of file systems."""
+WORD = 0xFFFF_FFFF_FFFF_FFFF
+"""Times before 1970 or beyond 2554 are kept modulo this + 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +34,8 @@ class Pictures:
     """Paths relative to the data folder, with forward slashes."""
     labels: NDArray[np.int64]
     """`(N,)` index into the classes."""
-    stamps: NDArray[np.int64]
-    """`(2, N)` sizes in bytes and modification times in nanoseconds."""
+    stamps: NDArray[np.uint64]
+    """`(4, N)`: what `file_stamp` says of each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,40 +47,109 @@ class Listing:
     splits: dict[str, Pictures]
     """`train`, `test` and, where there is such a folder, `val`."""
     folders: dict[str, list[int] | None]
-    """Times of modification and change in nanoseconds, from before it was listed, of each folder that was; None: there
-    is none. Empty for one that was changed so shortly before that a later change might get the same times."""
+    """What `folder_stamp` says of each folder, from before it was listed; None: there is none. Empty for a folder that
+    was changed so shortly before that a later change might get the same times."""
+    settled: int
+    """In nanoseconds: what was changed before this gets another time when it is changed again."""
+    leads_out: bool
+    """Whether links out of the data folder were followed."""
 
 
-def scan(root: Path) -> Listing:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """A data folder with all that is wrong with it."""
+
+    listing: Listing
+    bad: dict[str, str]
+    """Why a path that looks like part of the data cannot be used."""
+    ignored: dict[str, str]
+    """Why a path is passed over; folders end in a slash."""
+    faults: list[str]
+    """What makes it unusable as a whole, each in a sentence."""
+
+
+def scan(root: Path, *, follow_links: bool = False) -> Listing:
     """List the pictures below `root/train`, `root/test` and, if it exists, `root/val`.
 
+    Args:
+        root: The data folder.
+        follow_links: Follow links that lead out of it, too.
+
     Raises:
-        DataError: A folder is missing, a class is in only some of the splits, or a class has no pictures.
+        DataError: A folder is missing, a class is in only some of the splits, a class has no pictures, or some of the
+            files cannot be used.
     """
-    try:
-        return _scan(root)
-    except OSError as error:
-        raise DataError(f"{error.filename} cannot be read ({error.strerror}): repair or remove it.") from None
+    found = survey(root, follow_links=follow_links)
+    if found.bad:
+        raise unreadable(root, "file", found.bad.items())
+    if found.faults:
+        raise DataError(found.faults[0])
+    return found.listing
 
 
-def _scan(root: Path) -> Listing:
+def survey(root: Path, *, follow_links: bool = False) -> Survey:
+    """List the pictures of a data folder, and all that training would refuse or pass over.
+
+    Raises:
+        DataError: There is no such folder, or it has no `train` or `test`.
+    """
     if not root.is_dir():
         raise DataError(
             f"There is no data folder {root}. Put pictures into {root / 'train' / 'CLASS'} and "
             f"{root / 'test' / 'CLASS'}, import a set with `mnist-dist data import`, or name another folder "
             f"with --data."
         )
-    for split in ("train", "test"):
-        if not (root / split).is_dir():
-            raise DataError(f"{root} has no folder {split!r}: it needs {root / split / 'CLASS'}/*.png.")
     settled = time.time_ns() - UNSETTLED_NANOSECONDS
-    times: dict[str, list[int]] = {}
-    class_folders = {split: _class_folders(root / split, times) for split in SPLITS if (root / split).is_dir()}
-    classes = _common_classes(root, class_folders)
-    splits = {split: _list_pictures(root, split, classes, times) for split in class_folders}
+    walk = Walk(root, follow_links=follow_links)
+    walk.ignored |= _beside_splits(root)
+    present = [split for split in SPLITS if (root / split).is_dir()]
+    for split in ("train", "test"):
+        if split not in present:
+            raise DataError(f"{root} has no folder {split!r}: it needs {root / split / 'CLASS'}/*.png.")
+    used = [split for split in present if not (root / split).is_symlink() or walk.check_link(str(root / split))]
+    class_folders = {split: walk.folders(str(root / split)) for split in used}
+    classes = tuple(sorted(set().union(*class_folders.values())))
+    faults = [] if walk.bad else _class_faults(root, class_folders, classes)
+    splits = {split: _list_pictures(root, split, classes, class_folders[split], walk) for split in used}
+    faults += _empty_faults(root, classes, class_folders, splits)
     start = len(str(root / "train")) - len("train")
-    folders = {path[start:].replace(os.sep, "/"): stamp if stamp[0] < settled else [] for path, stamp in times.items()}
-    return Listing(root=root, classes=classes, splits=splits, folders=dict.fromkeys(SPLITS) | folders)
+    times = {path[start:].replace(os.sep, "/"): stamp for path, stamp in walk.times.items()}
+    folders = {path: stamp if stamp[1] < settled else [] for path, stamp in times.items()}
+    listing = Listing(
+        root=root,
+        classes=classes,
+        splits=splits,
+        folders=dict.fromkeys(SPLITS) | folders,
+        settled=settled,
+        leads_out=walk.leads_out,
+    )
+    return Survey(listing=listing, bad=walk.bad, ignored=walk.ignored, faults=faults)
+
+
+def unreadable(root: Path, what: str, bad: Iterable[tuple[str, str]]) -> DataError:
+    """Make the error that names the first files of a data folder that cannot be read.
+
+    Args:
+        root: The data folder.
+        what: `file` or `picture`.
+        bad: Their paths and the reasons.
+    """
+    pairs = list(bad)
+    some = "; ".join(f"{path} ({reason})" for path, reason in pairs[:5])
+    more = f"; and {len(pairs) - 5} more" if len(pairs) > 5 else ""
+    advice = f"Repair or remove what {typed('data', 'check', root)} lists."
+    if any(reason.startswith(OUTSIDE) for _, reason in pairs):
+        advice += " If the links are your own, add --set data.follow_links=true."
+    return DataError(f"{_count(pairs, what, what + 's')} cannot be read: {some}{more}. {advice}")
+
+
+def file_stamp(status: os.stat_result) -> tuple[int, int, int, int]:
+    """Return a file's size, mtime and change time in nanoseconds, and inode, each as 64 bits.
+
+    The inode tells files apart that were renamed or linked; the change time is set by every write, and cannot be set
+    back by tar, cp -p, rsync -t or touch, as mtime is.
+    """
+    return status.st_size, status.st_mtime_ns & WORD, changed_at(status) & WORD, status.st_ino & WORD
 
 
 def embedded_digits(image_size: int) -> dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]]:
@@ -100,78 +173,81 @@ def embedded_digits(image_size: int) -> dict[str, tuple[NDArray[np.uint8], NDArr
     }
 
 
-def walk(folder: Path) -> Iterator[os.DirEntry[str]]:
-    """Yield every file below a folder; links are followed, except back into a folder they lie in."""
-    yield from _walk(str(folder), frozenset(), {})
-
-
-def times_of(folder: os.stat_result) -> list[int]:
-    """Get when a folder was modified, which programs such as tar set back, and when changed, which they cannot."""
-    return [folder.st_mtime_ns, folder.st_ctime_ns]
-
-
-def is_picture(name: str) -> bool:
-    """Tell by its ending whether a file counts as a picture; hidden files never do."""
-    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
-
-
-def _walk(folder: str, above: frozenset[tuple[int, int]], times: dict[str, list[int]]) -> Iterator[os.DirEntry[str]]:
-    status = Path(folder).stat()
-    identity = (status.st_dev, status.st_ino)
-    if identity in above:
-        return
-    times[folder] = times_of(status)
-    with os.scandir(folder) as entries:
+def _beside_splits(root: Path) -> dict[str, str]:
+    """Find what lies beside the folders of the splits."""
+    ignored = {}
+    with os.scandir(root) as entries:
         for entry in entries:
-            if entry.is_dir():
-                yield from _walk(entry.path, above | {identity}, times)
-            else:
-                yield entry
+            if entry.name not in (*SPLITS, OWN_FOLDER):
+                is_folder = entry.is_dir()
+                like_val = is_folder and entry.name.lower() in LIKE_VAL
+                reason = "call it val to validate on it" if like_val else "beside train, val and test"
+                ignored[entry.path + "/" * is_folder] = reason
+    return ignored
 
 
-def _class_folders(folder: Path, times: dict[str, list[int]]) -> set[str]:
-    times[str(folder)] = times_of(folder.stat())
-    return {entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")}
-
-
-def _common_classes(root: Path, folders: dict[str, set[str]]) -> tuple[str, ...]:
-    classes = set.union(*folders.values())
+def _class_faults(root: Path, folders: dict[str, list[str]], classes: Sequence[str]) -> list[str]:
     if len(classes) < 2:
-        found = f"only the class {min(classes)!r}" if classes else "no class folders"
-        raise DataError(f"{root} has {found}: a classifier needs two classes or more, each a folder in train and test.")
-    missing = [f"{root / split / name}" for split in folders for name in sorted(classes - folders[split])]
-    if missing:
-        raise DataError(
-            f"Each class must be in every split, and {_count(missing, 'folder is', 'folders are')} missing: "
-            f"{_some(missing)}. Add pictures there, or remove the class from the other splits."
-        )
-    return tuple(sorted(classes))
+        found = f"only the class {classes[0]!r}" if classes else "no class folders"
+        return [f"{root} has {found}: a classifier needs two classes or more, each a folder in train and test."]
+    missing = [(split, name) for split, found in folders.items() for name in sorted({*classes} - {*found})]
+    if not missing:
+        return []
+    twins = _twins(classes)
+    for split, name in missing:
+        if twin := next((other for other in twins.get(name, ()) if other in folders[split]), None):
+            there = next(other for other, found in folders.items() if name in found)
+            return [
+                f"The class {name!r} is not spelt the same in {root / there} ({name!a}) and {root / split} "
+                f"({twin!a}), although the names may look alike (upper and lower case, or the Unicode forms NFC "
+                f"and NFD): rename one of the folders to the other's name."
+            ]
+    paths = [f"{root / split / name}" for split, name in missing]
+    return [
+        f"Each class must be in every split, and {_count(paths, 'folder is', 'folders are')} missing: "
+        f"{_some(paths)}. Add pictures there, or remove the class from the other splits."
+    ]
 
 
-def _list_pictures(root: Path, split: str, classes: tuple[str, ...], times: dict[str, list[int]]) -> Pictures:
+def _twins(classes: Sequence[str]) -> dict[str, list[str]]:
+    """Find the classes whose names differ in nothing but case or Unicode form."""
+    alike: dict[str, list[str]] = {}
+    for name in classes:
+        alike.setdefault(unicodedata.normalize("NFC", name).casefold(), []).append(name)
+    return {name: [other for other in names if other != name] for names in alike.values() for name in names}
+
+
+def _empty_faults(
+    root: Path, classes: Sequence[str], folders: dict[str, list[str]], splits: dict[str, Pictures]
+) -> list[str]:
+    empty = [
+        str(root / split / name)
+        for split, pictures in splits.items()
+        for name, count in zip(classes, np.bincount(pictures.labels, minlength=len(classes)), strict=True)
+        if not count and name in folders[split]
+    ]
+    if not empty:
+        return []
+    return [
+        f"{_count(empty, 'class folder has', 'class folders have')} no pictures: {_some(empty)}. "
+        f"Pictures are files that end in {' '.join(EXTENSIONS)}."
+    ]
+
+
+def _list_pictures(root: Path, split: str, classes: Sequence[str], folders: Sequence[str], walk: Walk) -> Pictures:
     start = len(str(root / split)) + 1
-    rows: list[tuple[str, int, int, int]] = []
-    empty: list[str] = []
-    for label, name in enumerate(classes):
-        before = len(rows)
-        for entry in _walk(str(root / split / name), frozenset(), times):
-            if is_picture(entry.name):
-                status = entry.stat()
-                path = f"{split}/{entry.path[start:].replace(os.sep, '/')}"
-                rows.append((path, label, status.st_size, status.st_mtime_ns))
-        if len(rows) == before:
-            empty.append(str(root / split / name))
-    if empty:
-        raise DataError(
-            f"{_count(empty, 'class folder has', 'class folders have')} no pictures: {_some(empty)}. "
-            f"Pictures are files that end in {' '.join(EXTENSIONS)}."
-        )
+    label_of = {name: label for label, name in enumerate(classes)}
+    rows = [
+        (f"{split}/{path[start:].replace(os.sep, '/')}", label_of[name], *file_stamp(status))
+        for name in folders
+        for path, status in walk.pictures(str(root / split / name))
+    ]
     rows.sort()
-    files, labels, *stamps = zip(*rows, strict=True)
-    return Pictures(files=files, labels=np.array(labels, np.int64), stamps=np.array(stamps, np.int64))
+    files, labels, *stamps = zip(*rows, strict=True) if rows else ((),) * 6
+    return Pictures(files=files, labels=np.array(labels, np.int64), stamps=np.array(stamps, np.uint64))
 
 
-def _count(items: list[str], one: str, many: str) -> str:
+def _count(items: Sequence[object], one: str, many: str) -> str:
     return f"{len(items)} {one if len(items) == 1 else many}"
 
 

@@ -1,8 +1,8 @@
 """The store of a data folder: found where it is up to date, else built, with each picture decoded once.
 
-A store is a folder named by a hash of what it was made from: each file's path, size and time, the picture size and
-the channels. It is built in a temporary folder under a lock and renamed, so a half-built one is never seen, in the
-data folder, else the user's cache, else in memory alone.
+A store is a folder named by its picture size, channels, and a hash of its content. It is built in a temporary folder
+under a lock and renamed, so a half-built one is never seen, in the data folder, else the user's cache, else in memory
+alone. Before it is used, its checksums are verified, and its files compared with those that it was made from.
 """
 
 from __future__ import annotations
@@ -10,29 +10,29 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import json
 import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import numpy as np
-from filelock import FileLock
-from numpy.lib.format import header_data_from_array_1_0, write_array_header_1_0
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
-from mnist_dist import heartbeat
-from mnist_dist.data.freshness import look, remember
+from mnist_dist import heartbeat, locks
+from mnist_dist.data.files import DamagedError, Sums, array_file, remove, write_array, write_sealed
+from mnist_dist.data.freshness import Memory, agrees, look, recall, remember
 from mnist_dist.data.pictures import Chunk, Decoding, Keep, decode_all, hand_over
-from mnist_dist.data.sources import Listing, Pictures, scan
+from mnist_dist.data.sources import OWN_FOLDER, Listing, Pictures, scan, unreadable
 from mnist_dist.data.stored import (
+    DTYPES,
     FORMAT,
     INDEX,
+    Names,
     Store,
     array_path,
     from_arrays,
@@ -40,117 +40,165 @@ from mnist_dist.data.stored import (
     in_memory,
     moments_of,
     open_folder,
+    verify,
 )
-from mnist_dist.errors import DataError, typed
+from mnist_dist.errors import typed
 
-FOLDER = ".mnist-dist"
 ANNOUNCE_SECONDS = 5.0
 WARNED = 5
 """Decoders' warnings that are announced; `data check` lists all."""
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.ENOTSUP}
 
 T = TypeVar("T")
 Announce = Callable[[str], None]
 
 
-def open_or_build(root: Path, decoding: Decoding, announce: Announce) -> Store:
+def open_or_build(root: Path, decoding: Decoding, announce: Announce, *, follow_links: bool = False) -> Store:
     """Open the store of a data folder, or decode the pictures into one.
 
     Args:
         root: The data folder, laid out as `sources.scan` has it.
         decoding: What the pictures are decoded to.
-        announce: Gets a line of text when decoding starts, while it goes on, and where the store cannot be kept.
+        announce: Gets a line of text when decoding starts, while it goes on, where a store is damaged, and where the
+            store cannot be kept.
+        follow_links: Follow links that lead out of the data folder.
 
     Raises:
         DataError: Folders are missing or pictures cannot be read; the message names them.
     """
-    homes = [root / FOLDER, *_user_cache(root)]
-    kind = f"{decoding.channels}x{decoding.image_size}x{decoding.image_size}"
-    return _up_to_date(root, homes, kind) or _listed(scan(root), homes, kind, decoding, announce)
-
-
-def _up_to_date(root: Path, homes: list[Path], kind: str) -> Store | None:
-    """Find a store that agrees with the data folder as it is now, without listing that."""
-    for home in homes:
-        for folder in home.glob(f"{kind}-*"):
-            store = open_folder(folder)
-            if store is not None and (found := look(root, store)) is not None:
-                return replace(store, state=f"{store.state}{found}")
-    return None
-
-
-def _listed(listing: Listing, homes: list[Path], kind: str, decoding: Decoding, announce: Announce) -> Store:
-    """Open the store of these very files, or build it."""
-    name = f"{kind}-{_key(listing, decoding)[:16]}"
-    for home in homes:
-        store = open_folder(home / name)
-        if store is not None:
-            with contextlib.suppress(OSError):  # the disk may be read-only
-                remember(listing, home / name)  # folders may have changed without any of their pictures
+    homes = [root / OWN_FOLDER, *_user_cache(root)]
+    kind = _kind(decoding)
+    found = [store for home in homes for store in _whole_stores(home, kind, announce)]
+    for store, memory in found:
+        if memory is None or (memory.leads_out and not follow_links):
+            continue
+        if (looked := look(root, store, memory)) is not None:
+            return replace(store, state=f"{store.state}{looked}")
+    listing = scan(root, follow_links=follow_links)
+    for store, memory in found:
+        if _agrees(listing, store, memory, decoding, announce):
             return store
     for home in homes:
         try:
-            return _build_locked(listing, home, name, decoding, announce)
+            return _build_locked(listing, home, decoding, announce)
         except OSError as error:
-            if error.errno not in NO_ROOM:
-                raise
-            announce(f"The decoded pictures cannot be kept in {home}: {error.strerror}.")
+            announce(f"The decoded pictures cannot be kept in {home}: {error.strerror or error}.")
     announce("They are kept in memory instead, and decoded again at the next start.")
     return _decode_to_memory(listing, decoding, announce)
 
 
-def _build_locked(listing: Listing, home: Path, name: str, decoding: Decoding, announce: Announce) -> Store:
+def _kind(decoding: Decoding) -> str:
+    return "x".join(map(str, decoding.shape))
+
+
+def _whole_stores(home: Path, kind: str, announce: Announce) -> Iterator[tuple[Store, Memory | None]]:
+    """Yield the stores of a picture size that are not damaged, with what they remember of the files."""
+    if home.is_symlink() or not home.is_dir():
+        return
+    for folder in sorted(home.glob(f"{kind}-*")):
+        try:
+            store = open_folder(folder)
+            if store is None:
+                continue
+            verify(store)
+        except DamagedError as error:
+            announce(f"The decoded pictures in {folder} are damaged ({error}).")
+            continue
+        try:
+            memory = recall(store)
+        except DamagedError as error:
+            announce(f"What {folder} knows of the files is damaged ({error}): all pictures are compared with it.")
+            memory = None
+        yield store, memory
+
+
+def _agrees(listing: Listing, store: Store, memory: Memory | None, decoding: Decoding, announce: Announce) -> bool:
+    """Return whether a store is what its files are now; if so, it remembers them."""
+    assert store.folder is not None
+    progress = Announcer(announce)
+
+    def say(left: int) -> None:
+        progress(f"Comparing pictures with the store: {left:,} left")
+
+    if not agrees(listing, store, memory, decoding, say):
+        return False
+    with contextlib.suppress(OSError):  # the disk may be read-only
+        remember(listing, store.folder)
+    return True
+
+
+def _build_locked(listing: Listing, home: Path, decoding: Decoding, announce: Announce) -> Store:
+    if home.is_symlink():
+        raise OSError(errno.ELOOP, "it is a link, and nothing is written through links in a data folder")
     home.mkdir(parents=True, exist_ok=True)
-    with FileLock(home / "lock"):
-        store = open_folder(home / name)  # another process may have built it while this one waited
-        if store is not None:
-            return store
-        _remove_outdated(home, name)
-        temporary = home / f"building-{name}"
+    kind = _kind(decoding)
+    with locks.held(home / "lock") as locked:
+        for store, memory in _whole_stores(home, kind, lambda line: None):
+            if _agrees(listing, store, memory, decoding, announce):
+                return store  # another process has built it while this one waited
+        for pattern in (f"{kind}-*", *["building-*"] * locked):  # without locks, others may be building
+            for path in home.glob(pattern):
+                remove(path)
+        temporary = home / f"building-{kind}-{os.getpid()}-{time.time_ns():x}"
         try:
             temporary.mkdir()
-            seconds = _build(listing, temporary, decoding, announce, home)
-            temporary.rename(home / name)
+            seconds, sha256 = _build(listing, temporary, decoding, announce, home)
+            folder = home / f"{kind}-{sha256[:16]}"
+            temporary.rename(folder)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-    store = open_folder(home / name, f"decoded in {seconds:.1f} s")
-    assert store is not None
-    return store
+    try:
+        built = open_folder(folder, f"decoded in {seconds:.1f} s")
+    except DamagedError as error:
+        raise OSError(errno.EIO, f"what was written there comes back damaged ({error})") from None
+    assert built is not None
+    return built
 
 
-def _build(listing: Listing, folder: Path, decoding: Decoding, announce: Announce, home: Path) -> float:
+def _build(listing: Listing, folder: Path, decoding: Decoding, announce: Announce, home: Path) -> tuple[float, str]:
+    """Decode all pictures into a folder; returns the seconds it took and the identity of the data."""
     started = time.monotonic()
     total = sum(len(pictures.files) for pictures in listing.splits.values())
     announce(f"Decoding {total:,} pictures once, into {home}")
     digest = identity(listing.classes)
     splits = {}
     for split, pictures in listing.splits.items():
-        moments = []
+        moments, sums = [], Sums()
         path, shape = array_path(folder, split, "images"), (len(pictures.files), *decoding.shape)
-        with _array_file(path, shape) as file:
+        with array_file(path, shape, DTYPES["images"]) as file:
             write = partial(_write, path, _reserve(file, math.prod(shape)))
             images = np.load(path, mmap_mode="r")
             for chunk in _readable(listing.root, pictures, decoding, announce, write):
-                digest.update(images[chunk.start : chunk.start + chunk.pictures].data)
+                written = images[chunk.start : chunk.start + chunk.pictures].data
+                digest.update(written)
+                sums.update(written)
                 moments.append(chunk.kept)
         digest.update(pictures.labels.data)
-        arrays = {"labels": pictures.labels, "moments": np.concatenate(moments), "stamps": pictures.stamps}
-        for name, array in (arrays | _names(pictures.files)).items():
-            with _array_file(array_path(folder, split, name), array.shape, array.dtype) as file:
-                file.write(array.data)
-        splits[split] = {"totals": arrays["moments"].sum(axis=0).tolist()}
+        names = Names.of(pictures.files)
+        arrays: dict[str, NDArray[Any]] = {
+            "labels": pictures.labels,
+            "moments": np.concatenate(moments),
+            "names": names.text,
+            "ends": names.ends,
+        }
+        crc32 = {name: write_array(array_path(folder, split, name), array) for name, array in arrays.items()}
+        splits[split] = {
+            "images": len(pictures.files),
+            "names": len(names.text),
+            "totals": arrays["moments"].sum(axis=0).tolist(),
+            "crc32": {"images": sums.values} | crc32,
+        }
     remember(listing, folder)
-    index = {"format": FORMAT, "classes": listing.classes, "splits": splits, "sha256": digest.hexdigest()}
-    (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
-    return time.monotonic() - started
-
-
-def _names(files: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """Lay file names out as `stored.Names` reads them."""
-    encoded = [os.fsencode(file) for file in files]
-    ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
-    return {"names": np.frombuffer(b"".join(encoded), np.uint8), "ends": ends}
+    index = {
+        "format": FORMAT,
+        "channels": decoding.channels,
+        "image_size": decoding.image_size,
+        "classes": listing.classes,
+        "splits": splits,
+        "sha256": digest.hexdigest(),
+    }
+    write_sealed(folder / INDEX, index)
+    return time.monotonic() - started, digest.hexdigest()
 
 
 def _reserve(file: IO[bytes], length: int) -> int:
@@ -171,16 +219,6 @@ def _write(path: Path, offset: int, start: int, images: NDArray[np.uint8]) -> ND
     return moments_of(images)
 
 
-@contextlib.contextmanager
-def _array_file(path: Path, shape: tuple[int, ...], dtype: DTypeLike = np.uint8) -> Iterator[IO[bytes]]:
-    """Open a .npy file whose values are written afterwards, and sync it at the end."""
-    with path.open("wb") as file:
-        write_array_header_1_0(file, header_data_from_array_1_0(np.empty(0, dtype)) | {"shape": shape})
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def _decode_to_memory(listing: Listing, decoding: Decoding, announce: Announce) -> Store:
     splits = {}
     for split, pictures in listing.splits.items():
@@ -194,38 +232,36 @@ def _readable(
     root: Path, pictures: Pictures, decoding: Decoding, announce: Announce, keep: Keep[T]
 ) -> Iterator[Chunk[T]]:
     """Yield the decoded chunks of a split; raise after its last one if any picture could not be read."""
-    unreadable: list[tuple[str, str]] = []
+    bad: list[tuple[str, str]] = []
     done = warned = 0
-    announced = time.monotonic()
+    progress = Announcer(announce)
     for chunk in decode_all(root, pictures.files, decoding, keep):
-        heartbeat.beat()
-        unreadable += chunk.unreadable
+        bad += [(f"{root / file}", reason) for file, reason in chunk.unreadable]
         for file, text in list(chunk.warnings.items())[: max(0, WARNED - warned)]:
             announce(f"warning: {root / file}: {text}")
         warned += len(chunk.warnings)
         done += chunk.pictures
-        if time.monotonic() - announced > ANNOUNCE_SECONDS:
-            announced = time.monotonic()
-            announce(f"  {done:,} of {len(pictures.files):,}")
+        progress(f"  {done:,} of {len(pictures.files):,}")
         yield chunk
     if warned > WARNED:
-        announce(f"warning: {warned - WARNED:,} more pictures, which `mnist-dist data check {root}` lists.")
-    if unreadable:
-        some = "; ".join(f"{root / file} ({reason})" for file, reason in unreadable[:5])
-        more = f"; and {len(unreadable) - 5} more" if len(unreadable) > 5 else ""
-        count = "1 picture" if len(unreadable) == 1 else f"{len(unreadable)} pictures"
-        raise DataError(
-            f"{count} cannot be read: {some}{more}. Repair or remove what {typed('data', 'check', root)} lists."
-        )
+        announce(f"warning: {warned - WARNED:,} more pictures, which {typed('data', 'check', root)} lists.")
+    if bad:
+        raise unreadable(root, "picture", bad)
 
 
-def _key(listing: Listing, decoding: Decoding) -> str:
-    digest = hashlib.sha256(f"{FORMAT} {decoding.image_size} {decoding.channels} {listing.classes!r}".encode())
-    for split, pictures in listing.splits.items():
-        digest.update(f"{split} {len(pictures.files)}\0".encode())
-        digest.update("\0".join(pictures.files).encode("utf-8", "surrogateescape"))
-        digest.update(pictures.stamps.data)
-    return digest.hexdigest()
+class Announcer:
+    """Announces a line every few seconds, and shows a sign of life each time."""
+
+    def __init__(self, announce: Announce) -> None:
+        self._announce = announce
+        self._last = time.monotonic()
+
+    def __call__(self, line: str) -> None:
+        """Announce a line, if the last one was long ago."""
+        heartbeat.beat()
+        if time.monotonic() - self._last > ANNOUNCE_SECONDS:
+            self._last = time.monotonic()
+            self._announce(line)
 
 
 def _user_cache(root: Path) -> list[Path]:
@@ -234,13 +270,3 @@ def _user_cache(root: Path) -> list[Path]:
     if not Path(base).is_absolute():
         return []
     return [Path(base) / "mnist-dist" / hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]]
-
-
-def _remove_outdated(home: Path, name: str) -> None:
-    """Remove stores of the same picture size that were made from other files, and what a killed build left.
-
-    The caller holds the lock, so nobody else is building here.
-    """
-    for pattern in (f"{name.rpartition('-')[0]}-*", "building-*"):
-        for path in home.glob(pattern):
-            shutil.rmtree(path, ignore_errors=True)

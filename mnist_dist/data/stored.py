@@ -18,11 +18,24 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-FORMAT = 3
+from mnist_dist.data.files import BLOCK, DamagedError, is_folder, map_array, read_sealed, verify_array
+
+FORMAT = 4
 INDEX = "index.json"
 """Written last: a folder without it is no store."""
 FEW_BYTES = 1 << 30
-"""So many are read ahead as a whole."""
+"""So many are read ahead as a whole, and verified before a run."""
+DTYPES: dict[str, np.dtype[Any]] = {
+    "images": np.dtype(np.uint8),
+    "labels": np.dtype(np.int64),
+    "moments": np.dtype(np.uint64),
+    "names": np.dtype(np.uint8),
+    "ends": np.dtype(np.int64),
+    "stamps": np.dtype(np.uint64),
+}
+"""Of the arrays of a store: their files cannot ask for others."""
+VERIFIED = {"images", "labels", "moments", "names", "ends"}
+"""The arrays that have checksums in the index; `freshness` has those of the stamps."""
 MOMENTS_VALUES = 1 << 18
 """So many pixel values are summed up at once, so that they stay in the processor's cache."""
 
@@ -36,11 +49,11 @@ class Names(Sequence[str]):
     """
 
     def __init__(self, text: NDArray[np.uint8], ends: NDArray[np.int64]) -> None:
-        self._text = text.data
-        self._ends = ends
+        self.text = text
+        self.ends = ends
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self.ends)
 
     @overload
     def __getitem__(self, place: int) -> str: ...
@@ -51,11 +64,23 @@ class Names(Sequence[str]):
             return [self[row] for row in range(*place.indices(len(self)))]
         return os.fsdecode(next(self.encoded(np.array([range(len(self))[place]]))))
 
+    @classmethod
+    def of(cls, files: Sequence[str]) -> Names:
+        """Lay names out."""
+        encoded = [os.fsencode(file) for file in files]
+        ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+        return cls(np.frombuffer(b"".join(encoded), np.uint8), ends)
+
+    def equals(self, other: Names) -> bool:
+        """Return whether these are the same names in the same order."""
+        return np.array_equal(self.ends, other.ends) and np.array_equal(self.text, other.text)
+
     def encoded(self, rows: NDArray[np.int64]) -> Iterator[bytes]:
         """Yield some names as the file system has them."""
-        starts = np.where(rows > 0, self._ends[rows - 1], 0)
-        for start, end in zip(starts.tolist(), self._ends[rows].tolist(), strict=True):
-            yield bytes(self._text[start:end])
+        text = self.text.data
+        starts = np.where(rows > 0, self.ends[rows - 1], 0)
+        for start, end in zip(starts.tolist(), self.ends[rows].tolist(), strict=True):
+            yield text[start:end].tobytes()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,19 +144,27 @@ def identity(classes: tuple[str, ...]) -> hashlib._Hash:
 
 
 def open_folder(folder: Path, state: str = "decoded earlier") -> Store | None:
-    """Open a whole store, or return None where there is none or it is damaged.
+    """Open a store without reading its pixels.
 
     Args:
         folder: Of its files.
         state: How it came about, in words.
+
+    Returns:
+        None if an earlier version has written it.
+
+    Raises:
+        DamagedError: A file is missing, cut, no regular file, or its size is not what the index says.
     """
-    try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        if index["format"] != FORMAT:
-            return None
-        splits = {name: _open_split(folder, name, facts) for name, facts in index["splits"].items()}
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
+    if not is_folder(folder):
+        raise DamagedError("it is no folder")
+    index = read_sealed(folder / INDEX)
+    if index.get("format") != FORMAT:
         return None
+    if not _is_index(index):
+        raise DamagedError(f"{INDEX} is not as it was written")
+    shape = index["channels"], index["image_size"], index["image_size"]
+    splits = {name: _open_split(folder, name, facts, shape) for name, facts in index["splits"].items()}
     return Store(
         classes=tuple(index["classes"]),
         splits=splits,
@@ -141,20 +174,63 @@ def open_folder(folder: Path, state: str = "decoded earlier") -> Store | None:
     )
 
 
-def _open_split(folder: Path, split: str, facts: dict[str, Any]) -> Stored:
+def _is_index(index: dict[str, Any]) -> bool:
+    """Tell whether an index says what a store's must, whoever wrote it; file sizes are compared with it next."""
+    try:
+        channels, splits = index["channels"], index["splits"]
+        return (
+            channels in (1, 3)
+            and all(isinstance(name, str) for name in index["classes"])
+            and isinstance(index["sha256"], str)
+            and {"train", "test"} <= set(splits) <= {"train", "val", "test"}
+            and all(_are_counts(index["image_size"], facts["images"], facts["names"]) for facts in splits.values())
+            and all(np.shape(facts["totals"]) == (channels, 2) for facts in splits.values())
+            and all(_are_counts(*np.ravel(facts["totals"]).tolist(), least=0) for facts in splits.values())
+            and all(set(facts["crc32"]) == VERIFIED for facts in splits.values())
+            and all(_are_counts(*sums, least=0) for facts in splits.values() for sums in facts["crc32"].values())
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return False
+
+
+def _are_counts(*values: object, least: int = 1) -> bool:
+    return all(type(value) is int and least <= value < 1 << 63 for value in values)
+
+
+def _open_split(folder: Path, split: str, facts: dict[str, Any], shape: tuple[int, ...]) -> Stored:
+    count = facts["images"]
     return Stored(
-        images=map_array(folder, split, "images"),
-        labels=map_array(folder, split, "labels"),
-        moments=map_array(folder, split, "moments"),
+        images=_map(folder, split, "images", (count, *shape)),
+        labels=_map(folder, split, "labels", (count,)),
+        moments=_map(folder, split, "moments", (count, shape[0], 2)),
         totals=np.array(facts["totals"], np.uint64),
-        files=Names(map_array(folder, split, "names"), map_array(folder, split, "ends")),
+        files=Names(_map(folder, split, "names", (facts["names"],)), _map(folder, split, "ends", (count,))),
     )
 
 
-def map_array(folder: Path, split: str, name: str) -> NDArray[Any]:
-    """Map one of a store's arrays into memory."""
-    array: NDArray[Any] = np.load(array_path(folder, split, name), mmap_mode="c")
-    return array
+def verify(store: Store, most_bytes: int = FEW_BYTES) -> None:
+    """Compare what is on disk with the sums in the index.
+
+    Args:
+        store: In a folder.
+        most_bytes: Of more pixels, blocks that are drawn anew at each call are read, so many bytes in all.
+
+    Raises:
+        DamagedError: Some bits have flipped, or labels are out of range.
+    """
+    assert store.folder is not None
+    index = read_sealed(store.folder / INDEX)
+    for name, split in store.splits.items():
+        share = most_bytes * len(split.labels) // sum(len(other.labels) for other in store.splits.values())
+        for array, sums in index["splits"][name]["crc32"].items():
+            path = array_path(store.folder, name, array)
+            verify_array(path, sums, max(1, share // BLOCK) if array == "images" else None)
+        if not 0 <= int(split.labels.min()) <= int(split.labels.max()) < len(store.classes):
+            raise DamagedError(f"{array_path(store.folder, name, 'labels').name} has classes that do not exist")
+
+
+def _map(folder: Path, split: str, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    return map_array(array_path(folder, split, name), DTYPES[name], shape)
 
 
 def advise(images: NDArray[np.uint8], *, whole: bool = False) -> None:

@@ -1,9 +1,11 @@
 import os
+import shutil
 import threading
 import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mnist_dist.data import freshness, sources, store, stored
 from mnist_dist.data.approval import approve, approved
@@ -13,8 +15,9 @@ from mnist_dist.worker import GroupFolder
 
 
 @pytest.fixture
-def root(tmp_path, folder_of):
-    """A data set whose folders were changed long ago."""
+def root(tmp_path, folder_of, monkeypatch):
+    """A data set that was changed long ago, by the clock of its file system."""
+    monkeypatch.setattr(sources, "UNSETTLED_NANOSECONDS", 0)
     root = folder_of(tmp_path / "data", classes=3, train=5, test=2)
     nested = root / "train" / "class-1" / "more"
     nested.mkdir()
@@ -36,7 +39,7 @@ def open_store(root):
 def scans(monkeypatch):
     """Counts how often a data folder is listed."""
     calls = []
-    monkeypatch.setattr(store, "scan", lambda root: calls.append(root) or sources.scan(root))
+    monkeypatch.setattr(store, "scan", lambda root, **options: calls.append(root) or sources.scan(root, **options))
     return calls
 
 
@@ -91,7 +94,6 @@ CHANGES = [
     add_split,
     lambda root: (root / "test" / "class-0" / "0.png").unlink(),
     lambda root: (root / "test" / "class-0" / "0.png").rename(root / "test" / "class-0" / "9.png"),
-    lambda root: os.utime(root / "test" / "class-0" / "0.png", (1, 1)),
 ]
 
 
@@ -113,11 +115,158 @@ def test_a_folder_that_only_looks_changed_is_listed_once_and_decoded_never(root,
     assert len(scans) == 2
 
 
-def test_a_folder_changed_a_moment_ago_may_change_again_under_the_same_time(root, scans):
-    os.utime(root / "train" / "class-0")
+def test_what_was_changed_a_moment_ago_may_change_again_under_the_same_time(root, scans, monkeypatch):
+    monkeypatch.setattr(sources, "UNSETTLED_NANOSECONDS", 60_000_000_000)
     open_store(root)
     open_store(root)
     assert len(scans) == 2
+    monkeypatch.setattr(sources, "UNSETTLED_NANOSECONDS", 0)
+    open_store(root)
+    open_store(root)
+    assert len(scans) == 3
+
+
+def test_a_change_within_one_tick_of_the_clock_is_seen_by_the_pixels(root, monkeypatch):
+    """Planted: the file system gives a file that was changed the same times again."""
+    monkeypatch.setattr(sources, "UNSETTLED_NANOSECONDS", 60_000_000_000)
+    file = root / "train" / "class-0" / "0.png"
+    Image.new("L", (28, 28), 7).save(file, compress_level=0)
+    before, first = file.stat(), open_store(root)
+    Image.new("L", (28, 28), 8).save(file, compress_level=0)  # as long
+
+    def ticking(status):
+        same = status.st_ino == before.st_ino
+        return sources_stamp(before if same else status)
+
+    sources_stamp = sources.file_stamp
+    monkeypatch.setattr(sources, "file_stamp", ticking)
+    monkeypatch.setattr(freshness, "file_stamp", ticking)
+    assert ticking(file.stat()) == sources_stamp(before)
+    assert open_store(root).sha256 != first.sha256
+
+
+@pytest.fixture
+def twins(root):
+    """Two classes whose files have the same names, sizes and times, as in archives made reproducibly."""
+    for split in ("train", "test"):
+        for label in (0, 1):
+            for file in (root / split / f"class-{label}").glob("*.png"):
+                Image.new("L", (28, 28), 20 * label + int(file.stem)).save(file, compress_level=0)
+                os.utime(file, (1e9, 1e9))
+    return root
+
+
+def swap_files(root):
+    one, two = root / "train" / "class-0" / "0.png", root / "train" / "class-1" / "0.png"
+    one.rename(root / "aside")
+    two.rename(one)
+    (root / "aside").rename(two)
+
+
+def swap_folders(root):
+    one, two = root / "train" / "class-0", root / "train" / "class-1"
+    one.rename(root / "aside")
+    two.rename(one)
+    (root / "aside").rename(two)
+    settle(root)
+
+
+def swap_splits(root):
+    for label in (0, 1):
+        (root / "train" / f"class-{label}" / "0.png").replace(root / "aside")
+        (root / "test" / f"class-{label}" / "1.png").replace(root / "train" / f"class-{label}" / "0.png")
+        (root / "aside").replace(root / "test" / f"class-{label}" / "1.png")
+
+
+def copy_over(root):
+    shutil.copy2(root / "train" / "class-1" / "0.png", root / "train" / "class-0" / "0.png")  # as cp -p and rsync -t
+
+
+def write_in_place_and_set_the_time_back(root):
+    file = root / "train" / "class-0" / "0.png"
+    file.write_bytes((root / "train" / "class-1" / "0.png").read_bytes())
+    os.utime(file, (1e9, 1e9))
+    settle(root)
+
+
+def link_to_another(root):
+    (root / "train" / "class-0" / "0.png").unlink()
+    (root / "train" / "class-0" / "0.png").symlink_to("../class-1/0.png")
+
+
+def hard_link_to_another(root):
+    (root / "train" / "class-0" / "0.png").unlink()
+    os.link(root / "train" / "class-1" / "0.png", root / "train" / "class-0" / "0.png")
+    settle(root)
+
+
+def restore_another(root):
+    """Put another tree with the same names, sizes and times in its place, as tar does."""
+    other = root.with_name("other")
+    shutil.copytree(root / "train", other)  # keeps times
+    shutil.rmtree(root / "train")
+    for label in (0, 1):
+        shutil.copytree(other / f"class-{1 - label}", root / "train" / f"class-{label}")
+    shutil.copytree(other / "class-2", root / "train" / "class-2")
+    settle(root)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        swap_files,
+        swap_folders,
+        swap_splits,
+        copy_over,
+        write_in_place_and_set_the_time_back,
+        link_to_another,
+        hard_link_to_another,
+        restore_another,
+    ],
+)
+def test_pictures_of_equal_size_and_time_that_trade_places_are_seen(twins, change):
+    before = open_store(twins)
+    sizes = sorted((file.stat().st_size, file.stat().st_mtime_ns) for file in (twins / "train").rglob("?.png"))
+    change(twins)
+    assert sorted((f.stat().st_size, f.stat().st_mtime_ns) for f in (twins / "train").rglob("?.png")) == sizes
+    after = open_store(twins)
+    assert after.sha256 != before.sha256
+    shutil.rmtree(twins / sources.OWN_FOLDER)
+    assert open_store(twins).sha256 == after.sha256
+
+
+def restore_itself(root):
+    shutil.copytree(root, root.with_name("other"), symlinks=True)
+    shutil.rmtree(root)
+    root.with_name("other").rename(root)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        restore_itself,  # with its store, as an archive of the whole folder does
+        lambda root: [file.chmod(0o600) for file in root.rglob("*.png")],
+        lambda root: os.utime(root / "test" / "class-0" / "0.png", (1, 1)),
+    ],
+)
+def test_pictures_that_are_the_same_under_other_times_keep_their_store(root, monkeypatch, change):
+    before = open_store(root)
+    change(root)
+    said = []
+    again = store.open_or_build(root, Decoding(image_size=28, channels=1), said.append)
+    assert (again.folder, again.sha256, said) == (before.folder, before.sha256, [])
+    monkeypatch.setattr(freshness, "agrees", None)  # compared once, remembered from then on
+    monkeypatch.setattr(store, "agrees", None)
+    assert open_store(root).folder == before.folder
+
+
+def test_times_before_1970_and_beyond_2262_are_times(root):
+    for file, seconds in (("0.png", -(10**9)), ("1.png", 2**34)):
+        os.utime(root / "train" / "class-0" / file, (seconds, seconds))
+    first = open_store(root)
+    assert open_store(root).folder == first.folder
+    os.utime(root / "train" / "class-0" / "1.png", (2**34 - 1, 2**34 - 1))
+    assert open_store(root).sha256 == first.sha256
 
 
 def test_of_very_many_files_some_are_looked_at_and_the_state_says_so(root, monkeypatch):
@@ -167,7 +316,7 @@ def test_ranks_wait_for_the_launcher_and_open_what_it_has_approved(root, tmp_pat
     time.sleep(0.05)
     assert not opened
     overwrite(root)  # the launcher has looked before: all ranks shall train on the same
-    approve(group, built.folder, "decoded in 0.1 s")
+    approve(group, built.folder, "decoded in 0.1 s", built.sha256)
     rank.join(5)
     assert (opened[0].sha256, opened[0].state) == (built.sha256, "decoded in 0.1 s")
 

@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import os
 import subprocess
 import threading
@@ -7,10 +9,12 @@ import pytest
 from PIL import Image
 
 from mnist_dist.config.schema import EMBEDDED_DIGITS, Data
-from mnist_dist.data import open_dataset, store
+from mnist_dist.data import open_dataset, sources, store
 from mnist_dist.data.decoding import decode
 from mnist_dist.data.pictures import Decoding
 from mnist_dist.errors import ConfigError, DataError
+from mnist_dist.folder import RunFolder
+from mnist_dist.launch.local import private_folder
 
 
 @pytest.fixture
@@ -66,7 +70,7 @@ def test_a_changed_folder_rebuilds_the_store_and_removes_the_old_one(tmp_path, f
     said.clear()
     open_store(root)
     assert any("Decoding" in line for line in said)
-    assert len(list((root / store.FOLDER).glob("1x28x28-*"))) == 1
+    assert len(list((root / sources.OWN_FOLDER).glob("1x28x28-*"))) == 1
 
 
 def test_the_identity_follows_the_pixels_and_not_the_time_or_place(tmp_path, folder_of, open_store):
@@ -88,11 +92,53 @@ def test_two_processes_that_build_at_once_get_the_same_whole_store(tmp_path, fol
     assert sum("decoded in" in built.state for built in results) == 1
 
 
+def test_a_store_with_pictures_from_outside_is_not_taken_where_links_may_not_lead_out(tmp_path, folder_of, said):
+    root = folder_of(tmp_path / "data")
+    (root / "train" / "class-0").rename(tmp_path / "outside")
+    (root / "train" / "class-0").symlink_to(tmp_path / "outside")
+    decoding = Decoding(image_size=28, channels=1)
+    built = store.open_or_build(root, decoding, said.append, follow_links=True)
+    assert store.open_or_build(root, decoding, said.append, follow_links=True).folder == built.folder
+    with pytest.raises(DataError, match="leads out of the data folder"):
+        store.open_or_build(root, decoding, said.append)
+
+
+def test_a_store_keeps_names_of_any_bytes(tmp_path, folder_of, open_store, said):
+    root = folder_of(tmp_path / "data")
+    odd = os.fsdecode(b"caf\xe9\n")
+    for split in ("train", "test"):
+        (root / split / "class-0").rename(root / split / odd)
+    (root / "train" / odd / "0.png").rename(root / "train" / odd / f"{odd}.png")
+    built = open_store(root)
+    said.clear()
+    again = open_store(root)
+    assert not said
+    assert again.classes == built.classes == (odd, "class-1", "class-2")
+    assert f"train/{odd}/{odd}.png" in tuple(again.splits["train"].files)
+
+
+def test_a_disk_without_locks_is_lived_with(tmp_path, folder_of, open_store, monkeypatch):
+    def refuse(file, operation):
+        refused.append(operation)
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    refused = []
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    root = folder_of(tmp_path / "data")
+    built = open_store(root)
+    assert built.folder is not None
+    assert built.folder.is_relative_to(root)
+    assert RunFolder(tmp_path / "run").lock().is_locked is False
+    with private_folder() as private:
+        assert private.is_dir()
+    assert len(refused) == 3
+
+
 @pytest.mark.parametrize("size", [500, 0])
 def test_a_damaged_store_is_built_again(tmp_path, folder_of, open_store, said, size):
     root = folder_of(tmp_path / "data")
     good = open_store(root)
-    (images,) = (root / store.FOLDER).glob("*/train-images.npy")
+    (images,) = (root / sources.OWN_FOLDER).glob("*/train-images.npy")
     os.truncate(images, size)
     said.clear()
     assert open_store(root).sha256 == good.sha256
@@ -107,6 +153,7 @@ def test_a_full_or_read_only_disk_falls_back_to_memory_with_a_message(
     here = folder_of(tmp_path / "here")
     mount = tmp_path / "small"
     mount.mkdir()
+    (here / sources.OWN_FOLDER).mkdir()
     size = "size=64k" if options == "ro" else options
     if subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", mount], capture_output=True).returncode:
         pytest.skip("mounting is not permitted here")
@@ -115,13 +162,14 @@ def test_a_full_or_read_only_disk_falls_back_to_memory_with_a_message(
         home.mkdir()
         if options == "ro":
             subprocess.run(["mount", "-o", "remount,ro", mount], check=True)
-        (here / store.FOLDER).symlink_to(home)
+        subprocess.run(["mount", "--bind", home, here / sources.OWN_FOLDER], check=True)
         monkeypatch.setenv("XDG_CACHE_HOME", str(home))
         built = open_store(here)
         assert built.state == "in memory"
         assert sum("cannot be kept" in line for line in said) == 2
         assert not list(home.glob("*/*.npy"))
     finally:
+        subprocess.run(["umount", here / sources.OWN_FOLDER], check=False)
         subprocess.run(["umount", mount], check=True)
     assert open_store(folder_of(tmp_path / "there")).sha256 == built.sha256
 
@@ -133,7 +181,7 @@ def test_every_unreadable_picture_is_named_and_no_store_is_left(tmp_path, folder
     (root / "train" / "class-2" / "5.png").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match=r"2 pictures cannot be read: .*class-1/0.png.*class-2/5.png.*data check"):
         open_store(root)
-    assert not list((root / store.FOLDER).glob("*/index.json"))
+    assert not list((root / sources.OWN_FOLDER).glob("*/index.json"))
 
 
 def save(path, picture, **options):
