@@ -241,7 +241,7 @@ def train_plainly(work: Work, run: Path) -> None:
 
 def table(measurements: Sequence[Measurement]) -> str:
     """Write a row for each work and condition: ours, plain PyTorch, each fixed setting, and ours by the best one."""
-    names = list(settings())
+    names = [name for name in settings() if any(one.setting == name for one in measurements)]
     rows = []
     for work, condition in dict.fromkeys((one.work, one.condition) for one in measurements):
         rates = {
@@ -253,7 +253,7 @@ def table(measurements: Sequence[Measurement]) -> str:
             for name in names
         }
         medians = {name: statistics.median(values) for name, values in rates.items() if values}
-        best = max((medians[name] for name in names[2:] if name in medians), default=0)
+        best = max((rate for name, rate in medians.items() if name not in (OURS, PLAIN)), default=0)
         cells = [spread_of(rates[name]).to_text(",.0f") if rates[name] else "" for name in names]
         rows.append([work, condition, *cells, f"{medians[OURS] / best:.2f}" if best and OURS in medians else ""])
     return markdown_table(["training, images/s", "machine", *names, "ours / best fixed"], rows)
@@ -267,6 +267,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=9.0, help="of each measurement, after a second to warm up")
     parser.add_argument("--works", nargs="+", default=list(WORKS), choices=list(WORKS))
     parser.add_argument("--conditions", nargs="+", default=list(CONDITIONS), choices=list(CONDITIONS))
+    parser.add_argument("--settings", nargs="+", default=list(settings()), choices=list(settings()))
     parser.add_argument("--output", type=Path, help="folder for busy.md and busy.json")
     options = parser.parse_args()
     options.data = str(Path(options.data).resolve())
@@ -277,7 +278,8 @@ def main() -> None:
     for number in range(1, options.rounds + 1):
         for name in options.works:
             for condition in options.conditions:
-                for key, setting in settings().items():
+                for key in options.settings:
+                    setting = settings()[key]
                     if setting.plain and WORKS[name].whole:
                         continue
                     rate = measure(WORKS[name], condition, setting, options)

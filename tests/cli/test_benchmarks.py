@@ -78,3 +78,15 @@ def test_convolutions_are_timed_as_they_are_wider_and_as_products():
 
 def test_a_trick_can_be_left_out():
     assert float(run("tricks.py", "--model", "large_cnn", "--batch", 4, "--seconds", 0.1, "--only", "dropout")) > 0
+
+
+def test_a_busy_program_begins_while_ours_a_plain_loop_and_a_fixed_setting_train(tmp_path, folder_of):
+    chosen = ("--works", "small_cnn, batch 64", "--conditions", "begins", "--rounds", 1, "--seconds", 0.5)
+    names = ("ours", "plain PyTorch", "1 thread")
+    data = folder_of(tmp_path / "pictures", train=30)
+    printed = run("busy.py", "--data", data, *chosen, "--settings", *names, "--output", tmp_path / "out")
+    record = json.loads((tmp_path / "out" / "busy.json").read_text())
+    assert [row["setting"] for row in record["measurements"]] == list(names)
+    assert all(row["images_per_second"] > 0 for row in record["measurements"])
+    assert "| small_cnn, batch 64 | begins |" in printed
+    assert "| small_cnn, batch 64 | begins |" in (tmp_path / "out" / "busy.md").read_text()
