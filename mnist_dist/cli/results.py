@@ -139,9 +139,7 @@ def predict(
         ]
         save_picture(sample_grid(samples), grid)
     if bad := len(read.unreadable):
-        raise DataError(
-            f"{bad} of {bad + len(read.files)} cannot be read and are named above; the others are labelled."
-        )
+        raise DataError(f"{bad} of {bad + len(read.files)} pictures cannot be read; the others are labelled.")
 
 
 def show(

@@ -208,9 +208,10 @@ def _open_tiff(file: BinaryIO, most: int) -> tuple[Image.Image, Convert]:
     if tags.get(TILE_WIDTH, 1) * tags.get(TILE_LENGTH, 1) > 4 * picture.width * picture.height + STRIP_PIXELS:
         raise ValueError("its tiles are larger than the picture: it is damaged")
     if picture.mode == "F" and tags.prefix == b"MM":  # libtiff swaps the bytes, and Pillow does so again
-        if picture.info["compression"] != "raw":
-            raise ValueError("it holds big-endian floats: save it uncompressed, or with 8 or 16 bits")
+        if picture.info["compression"] != "raw" or tags.get(PLANAR) == 2:
+            raise ValueError("its big-endian floats are compressed or in planes: save it otherwise, or with 8 bits")
         TiffImagePlugin.READ_LIBTIFF = False
+        file.seek(0)
         picture = TiffImagePlugin.TiffImageFile(file)
     white = 4095 if tags.get(BITS) == (12,) else 65535
     return picture, _conversion(picture, white=white, inverted=tags.get(PHOTOMETRIC) == 0)
@@ -346,8 +347,7 @@ def _complaints() -> Iterator[None]:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    words = ("out of memory", "decoder error -9")  # the latter for TIFF
-    return isinstance(error, MemoryError) or (isinstance(error, OSError) and str(error).startswith(words))
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and str(error).startswith("out of memory"))
 
 
 def _reason(error: Exception, path: str) -> str:

@@ -255,14 +255,29 @@ def test_pictures_of_other_classes_are_refused(command, tmp_path, trained_run, f
     assert not (tmp_path / "bars" / ".mnist-dist").exists(), "the pictures were decoded"
 
 
-def test_predict_names_what_it_cannot_read(command, tmp_path, trained_run):
+def test_predict_labels_what_it_can_read_and_names_the_rest(command, tmp_path, trained_run):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "bad.png").write_bytes(b"no")
+    for name in ("good.png", "also.png"):
+        Image.new("L", (28, 28)).save(folder / name)
+    assert command("predict", trained_run, folder / "good.png").code == 0
+    ended = command("predict", trained_run, folder, "missing.png", "--csv", "labels.csv", "--json")
+    assert ended.code == 3
+    assert [row["file"] for row in ended.json()] == [str(folder / "also.png"), str(folder / "good.png")]
+    assert len((tmp_path / "labels.csv").read_text().splitlines()) == 3
+    assert "bad.png  (it is none of" in ended.err
+    assert "missing.png  (No such file or directory)" in ended.err
+    assert "2 of 4 pictures cannot be read" in ended.err
+    assert "Traceback" not in ended.err
+
+
+def test_predict_that_can_read_nothing_says_so(command, tmp_path, trained_run):
     (tmp_path / "bad.png").write_bytes(b"no")
-    Image.new("L", (28, 28)).save(tmp_path / "good.png")
-    assert command("predict", trained_run, "good.png").code == 0
-    for name in ("bad.png", "missing.png"):
-        ended = command("predict", trained_run, "good.png", name)
+    for words in (["bad.png"], ["missing.png", "gone.png"]):
+        ended = command("predict", trained_run, *words)
         assert ended.code == 3
-        assert name in ended.err
+        assert all(word in ended.err for word in words)
 
 
 @pytest.mark.parametrize("own", ["verify", "bench"])
