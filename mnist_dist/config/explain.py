@@ -65,6 +65,8 @@ def explain(finding: Any, origins: Mapping[str, str], values: Mapping[str, Any])
     if field is None:  # it concerns several keys
         message = finding["msg"].removeprefix("Value error, ")
         return f"{key + ': ' if key else ''}{message}."
+    if finding["type"] == "string_unicode":
+        return _refused(key, value, origins, "text in UTF-8. Rename the folder, or name it through a link.")
     return _refused(key, value, origins, f"{requirement(field)}.{suggest_value(value, _choices(field.annotation))}")
 
 

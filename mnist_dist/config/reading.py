@@ -6,6 +6,7 @@ twice are refused with their line and column: they multiply, construct or lose s
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -17,7 +18,7 @@ from typing import Any
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from mnist_dist.errors import ConfigError
+from mnist_dist.errors import ConfigError, StorageError
 
 MOST_BYTES = 1 << 16
 """The longest config that is read; the resolved one of a run has about 2,000 bytes."""
@@ -47,6 +48,8 @@ _PLAIN = {
     "found undefined alias": "aliases (*name) are not used here; write the value out",
 }
 """What PyYAML says, by a part of it, in plain words."""
+_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ENODEV)
+"""Errors of a path that leads to no file; after all others, the disk or the system may stand in the way of one."""
 _SPECIAL = {"timestamp": "a date", "value": "a special value", "merge": "a special value"}
 """What no key of a config can be, by YAML's kind of scalar."""
 
@@ -63,7 +66,8 @@ def read_leaves(path: Path) -> list[Leaf]:
     """Read the values of a YAML file, each with its dotted key.
 
     Raises:
-        ConfigError: The file cannot be read, or it is not a plain mapping in YAML; with line and column.
+        ConfigError: There is no such file, or it is not a plain mapping in YAML; with line and column.
+        StorageError: The file is there, and cannot be read.
     """
     return parse_leaves(_read(path), str(path))
 
@@ -123,7 +127,8 @@ def _read(path: Path) -> str:
                 raise ConfigError(f"{path} is not a regular file: save the config as a file of its own.")
             data = file.read(MOST_BYTES + 1)
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
+        kind = ConfigError if error.errno in _NO_FILE else StorageError
+        raise kind(f"{path} cannot be read: {error.strerror}.") from None
     if len(data) > MOST_BYTES:
         raise ConfigError(f"{path} is longer than {MOST_BYTES:,} bytes, so it is not a config.")
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):

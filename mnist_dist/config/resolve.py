@@ -6,6 +6,7 @@ Precedence: defaults < preset or file < `--set` and flags. Each value remembers 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,8 @@ class Resolved:
             previous = sections
             text = yaml.safe_dump(value, default_flow_style=True, width=math.inf).removesuffix("...\n").strip()
             entry = f"{'  ' * len(sections)}{name}: {text}"
-            lines.append(f"{entry:<40}  # {self.origins.get(key, 'default')}")
+            origin = self.origins.get(key, "default")  # may be a file's name: a line break in it would end the comment
+            lines.append(f"{entry:<40}  # {origin if origin.isprintable() else ascii(origin)}")
         return "\n".join(lines) + "\n"
 
 
@@ -128,18 +130,16 @@ def find_config(source: str | Path) -> Path:
     Raises:
         ConfigError: There is none.
     """
-    path, names = Path(source), presets()
-    try:
-        if path.exists() and not path.is_dir():
-            return path
-        if str(source) in names:
-            return names[str(source)]
-        if (path / "config.yaml").exists():
-            return path / "config.yaml"
-        is_folder = path.is_dir()
-    except (OSError, ValueError):  # a name that no file can have
-        is_folder = False
+    path = Path(source)
+    is_folder = os.path.isdir(path)  # noqa: PTH112  does not raise for a name that no file can have
+    if not is_folder and os.path.lexists(path):
+        return path
+    names = presets()
+    if str(source) in names:
+        return names[str(source)]
     if is_folder:
+        if os.path.lexists(path / "config.yaml"):
+            return path / "config.yaml"
         raise ConfigError(f"{path} is a folder without a config.yaml: name a preset, a YAML file or a run's folder.")
     raise ConfigError(
         f"There is no config file and no preset {shorten(str(source))}.{did_you_mean(str(source), names)} "

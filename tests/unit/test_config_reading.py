@@ -1,12 +1,13 @@
 """Configs from strangers: what YAML can do beyond keys and values is refused, with line and column."""
 
 import os
+import resource
 
 import pytest
 
 from mnist_dist.config import load, parse_setting
 from mnist_dist.config.reading import MOST_BYTES
-from mnist_dist.errors import ConfigError
+from mnist_dist.errors import ConfigError, StorageError
 
 MULTIPLYING = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9))
 
@@ -84,6 +85,39 @@ def test_a_pipe_or_a_device_is_refused_without_waiting(tmp_path):
     for path in (pipe, "/dev/zero"):
         with pytest.raises(ConfigError, match="is not a regular file"):
             load(path)
+
+
+def test_a_file_that_is_there_and_cannot_be_opened_is_the_disks_fault(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("train: {epochs: 3}\n")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(StorageError, match=r"a.yaml cannot be read: Too many open files"):
+            load(file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("name", ["nowhere.yaml", "file.yaml/a.yaml", "loop.yaml", "a" * 5000, "\0", "", "folder"])
+def test_a_path_that_leads_to_no_config_is_refused(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file.yaml").write_text("")
+    (tmp_path / "loop.yaml").symlink_to("loop.yaml")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ConfigError):
+        load(name)
+
+
+@pytest.mark.parametrize("name", ["a\nmodel: {dropout: 0.9}\n.yaml", "a\u202eb.yaml", "a\udce9.yaml", "a\x1b[31m.yaml"])
+def test_the_name_of_a_config_is_one_line_of_text_in_the_resolved_one(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_text("train: {epochs: 3}\n")
+    resolved = load(name)
+    text = resolved.to_yaml()
+    assert all(line.isprintable() for line in text.splitlines())
+    (tmp_path / "config.yaml").write_text(text, encoding="utf-8")
+    assert load("config.yaml").config == resolved.config
 
 
 def test_a_byte_order_mark_dashes_and_windows_line_ends_are_taken(tmp_path):
