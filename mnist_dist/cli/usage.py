@@ -39,14 +39,14 @@ def _refusal(error: typer.TyperException) -> str:
     findings: list[Any] = getattr(error.__cause__, "errors", list)()
     if not findings:
         return error.message
-    limits = findings[0].get("ctx", {})
-    kind = {"int_parsing": "a whole number", "float_parsing": "a number"}.get(findings[0]["type"])
-    least, most = limits.get("ge"), limits.get("le")
-    must_be = kind or (
-        f"at least {least:,}" if least is not None else f"at most {most:,}" if most is not None else None
-    )
-    value = findings[0]["input"]
-    return f"{value!r}: it must be {must_be}." if must_be else f"{value!r}, which cannot be used."
+    from mnist_dist.config.reading import shorten
+
+    kind, limits = findings[0]["type"].partition("_")[0], findings[0].get("ctx", {})
+    must_be = {"int": "a whole number", "float": "a number", "finite": "a finite number"}.get(kind)
+    if "ge" in limits or "le" in limits:
+        must_be = f"at least {limits['ge']:,}" if "ge" in limits else f"at most {limits['le']:,}"
+    value = shorten(findings[0]["input"])
+    return f"{value}: it must be {must_be}." if must_be else f"{value}, which cannot be used."
 
 
 def _instead_of_option(option: str, context: Any, words: list[str]) -> str:

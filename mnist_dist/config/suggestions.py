@@ -121,10 +121,10 @@ _OPTIONS = {
     "--set": "override overrides option opts cfg_options",
     "--max-restarts": "restarts retries max_retries",
     "--nodes": "nnodes num_nodes num_machines machines",
+    "--gpus-per-node": "gpus num_gpus gpus_per_machine",
     "--processes-per-node": "nproc_per_node gpus num_processes processes ntasks_per_node",
     "--head": "master_addr main_process_ip rdzv_endpoint master",
     "--node-rank": "machine_rank",
-    "--gpus-per-node": "gpus num_gpus gpus_per_machine",
 }
 """The words of other tools, by the option that they mean where a command has it."""
 
