@@ -134,7 +134,7 @@ def open_data(trained: Trained, root: str | None, announce: Callable[[str], None
     data = trained.config.data
     if root is not None:
         if root != EMBEDDED_DIGITS:
-            trained.check_classes(scan(Path(root)).classes, root)
+            trained.check_classes(scan(Path(root), follow_links=data.follow_links).classes, root)
         data = data.model_copy(update={"root": root, "validation_fraction": 0.0})
     return open_dataset(data, seed=trained.config.train.seed, announce=announce)
 

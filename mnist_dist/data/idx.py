@@ -6,22 +6,29 @@ a type code (8: unsigned byte), the number of dimensions, each dimension as 32 b
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
+import math
 import multiprocessing
 import os
-import shutil
+import stat
+import struct
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, cast
 
 import numpy as np
+from filelock import Timeout
 from numpy.typing import NDArray
 from PIL import Image
 
+from mnist_dist import locks
+from mnist_dist.data.files import remove
 from mnist_dist.errors import ConfigError, DataError
 from mnist_dist.machine import allowed_cpus, die_with_parent, start_helper
 
@@ -34,6 +41,13 @@ MNIST_MD5 = {
 """Of the four files' unzipped bytes, as published."""
 
 CHUNK = 2000
+MOST_BYTES = 1 << 32
+"""Of a file's values, five million images of 28x28: they are held in memory."""
+DEFLATE_RATIO = 1032
+"""No zipped byte becomes more than so many (zlib's documentation)."""
+UNFINISHED = ".importing-"
+"""How the folder's name begins in which an import is written."""
+SPLITS = ("train", "test")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,60 +65,87 @@ def read_idx_folder(folder: Path) -> IdxSet:
     """Read the four IDX files of a folder, gzipped or not.
 
     Raises:
-        DataError: A file is missing, damaged or no IDX file, or images and labels differ in number.
+        DataError: A file is missing, damaged, too large or no IDX file, or the files do not fit each other.
     """
     if not folder.is_dir():
         raise DataError(f"There is no folder {folder} to import from.")
     images: dict[str, NDArray[np.uint8]] = {}
     labels: dict[str, NDArray[np.uint8]] = {}
-    digests = set()
+    digests: set[str] = set()
     for split, stems in (("train", ("train",)), ("test", ("t10k", "test"))):
-        for kind, target in (("images", images), ("labels", labels)):
-            path = _find(folder, stems, kind)
-            content = _read(path)
-            digests.add(hashlib.md5(content, usedforsecurity=False).hexdigest())
-            target[split] = _parse(path, content, dimensions=3 if kind == "images" else 1)
-        if len(images[split]) != len(labels[split]):
-            raise DataError(f"{folder} has {len(images[split])} {split} images but {len(labels[split])} labels.")
+        labels[split] = _read(_find(folder, stems, "labels"), 1, digests)
+        images[split] = _read(_find(folder, stems, "images"), 3, digests, count=len(labels[split]))
+    unknown = set(np.unique(labels["test"]).tolist()) - set(np.unique(labels["train"]).tolist())
+    if unknown:
+        raise DataError(
+            f"The test labels of {folder} have {', '.join(map(str, sorted(unknown)))}, which no training image has: "
+            f"get the files again."
+        )
     return IdxSet(images=images, labels=labels, is_mnist=digests == MNIST_MD5)
 
 
 def write_image_folder(idx: IdxSet, target: Path, announce: Callable[[str], None]) -> None:
     """Write a data set as `target/<split>/<class>/<number>.png`; all of it, or nothing.
 
+    It is written into a hidden folder of the target, and the splits are renamed at the end. What an import leaves that
+    was killed is removed by the next one.
+
     Raises:
         ConfigError: The target exists and is not empty.
         OSError: The disk is full or read-only.
     """
     check_target(target)
-    temporary = target.with_name(f"{target.name}.importing-{os.getpid()}")
+    is_new = not target.exists()
+    temporary = target / f"{UNFINISHED}{os.getpid()}"
     try:
-        for split, images in idx.images.items():
-            announce(f"Writing {len(images):,} pictures to {target / split}")
-            _write_split(temporary / split, images, idx.labels[split], classes=_class_names(idx))
-        if target.exists():
-            target.rmdir()
-        temporary.rename(target)
+        temporary.mkdir(parents=True)
+        with locks.held(temporary / "lock"):
+            check_target(target, own=temporary)
+            for path in set(target.iterdir()) - {temporary}:
+                remove(path)
+            for split, images in idx.images.items():
+                announce(f"Writing {len(images):,} pictures to {target / split}")
+                _write_split(temporary / split, images, idx.labels[split], classes=_class_names(idx))
+            for split in idx.images:
+                (temporary / split).rename(target / split)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove(temporary)
+        if is_new:
+            with contextlib.suppress(OSError):  # it has the pictures
+                target.rmdir()
 
 
-def check_target(target: Path) -> None:
+def check_target(target: Path, own: Path | None = None) -> None:
     """Make sure that a folder can be imported to.
 
+    Args:
+        target: The folder; it need not exist.
+        own: What this import has made in it.
+
     Raises:
-        ConfigError: It exists and is not empty.
+        ConfigError: It exists and holds anything but what a killed import left, or another import is writing there.
     """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if not target.exists():
+        return
+    entries = sorted({*target.iterdir()} - {own}) if target.is_dir() else [target]
+    unfinished = [path for path in entries if path.name.startswith(UNFINISHED) and path.is_dir()]
+    others = [path for path in entries if path not in unfinished]
+    if others and not (unfinished and all(path.name in SPLITS for path in others)):
         raise ConfigError(f"--to {target} exists and is not empty: name a new folder, or remove it first.")
+    for path in unfinished:
+        try:
+            with locks.held(path / "lock", blocking=False):
+                pass
+        except Timeout:
+            raise ConfigError(f"--to {target}: another import is writing there. Wait for it.") from None
 
 
 def _find(folder: Path, stems: tuple[str, ...], kind: str) -> Path:
-    found = [
-        path
-        for path in sorted(folder.iterdir())
-        if kind in path.name and "ubyte" in path.name and any(stem in path.name for stem in stems)
-    ]
+    """Find the file of a split: in the folder, or in a folder of its name, as archives of MNIST have it."""
+    named = [path for path in sorted(folder.iterdir()) if _is_named(path, stems, kind)]
+    found = [path for path in named if not path.is_dir()]
+    if not found:
+        found = [inner for path in named for inner in sorted(path.iterdir()) if _is_named(inner, stems, kind)]
     if not found:
         raise DataError(
             f"{folder} has no {stems[0]}-{kind}-*-ubyte or .gz: it needs images and labels of train and t10k "
@@ -116,25 +157,73 @@ def _find(folder: Path, stems: tuple[str, ...], kind: str) -> Path:
     return (plain or found)[0]
 
 
-def _read(path: Path) -> bytes:
+def _is_named(path: Path, stems: tuple[str, ...], kind: str) -> bool:
+    hidden = path.name.startswith(".")
+    return not hidden and kind in path.name and "ubyte" in path.name and any(stem in path.name for stem in stems)
+
+
+def _read(path: Path, dimensions: int, digests: set[str], count: int | None = None) -> NDArray[np.uint8]:
+    """Read an IDX file of bytes: no more of it than its header says.
+
+    Args:
+        path: The file.
+        dimensions: 3 for images, 1 for labels.
+        digests: Gets the MD5 of its unzipped content.
+        count: What its first dimension must be.
+    """
+    header = 4 + 4 * dimensions
     try:
-        content = path.read_bytes()
-        return gzip.decompress(content) if path.suffix == ".gz" else content
+        with _open(path) as (file, most):
+            start = file.read(header)
+            shape = _shape(path, start, dimensions)
+            if count is not None and shape[0] != count:
+                raise DataError(f"{path} has {shape[0]} images, but there are {count} labels for them: get both again.")
+            length = math.prod(shape)
+            content = file.read(min(length + 1, most))
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}. Get the file again.") from None
-
-
-def _parse(path: Path, content: bytes, *, dimensions: int) -> NDArray[np.uint8]:
-    header = 4 + 4 * dimensions
-    if content[:4] != bytes((0, 0, 8, dimensions)):
-        raise DataError(f"{path} is no IDX file of bytes in {dimensions} dimensions.")
-    shape = np.frombuffer(content[4:header], ">u4").astype(int)
-    if len(content) - header != shape.prod():
+    if len(content) != length:
+        holds = f"holds {len(content)}" if len(content) < length else "holds more"
         raise DataError(
-            f"{path} should hold {'x'.join(map(str, shape))} bytes after its header, but holds "
-            f"{len(content) - header}: get the file again."
+            f"{path} should hold {'x'.join(map(str, shape))} bytes after its header, but {holds}: get the file again."
         )
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+    digest = hashlib.md5(start, usedforsecurity=False)
+    digest.update(content)
+    digests.add(digest.hexdigest())
+    return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[tuple[IO[bytes], int]]:
+    """Open a file without waiting for the writer of a pipe; with it comes the most that it may hold, unzipped."""
+    with os.fdopen(
+        os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb"
+    ) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError("it is no regular file")
+        if path.suffix == ".gz":
+            with gzip.GzipFile(fileobj=file) as unzipped:
+                yield cast(IO[bytes], unzipped), status.st_size * DEFLATE_RATIO
+        else:
+            yield file, status.st_size
+
+
+def _shape(path: Path, header: bytes, dimensions: int) -> tuple[int, ...]:
+    """Read the dimensions of an IDX file of bytes."""
+    if header[:4] != bytes((0, 0, 8, dimensions)):
+        raise DataError(f"{path} is no IDX file of bytes in {dimensions} dimension{'s' * (dimensions > 1)}.")
+    if len(header) < 4 + 4 * dimensions:
+        raise DataError(f"{path} ends within its header: get the file again.")
+    shape = struct.unpack(f">{dimensions}I", header[4:])
+    if not all(shape):
+        raise DataError(f"{path} has no {'images' if dimensions == 3 else 'labels'} ({'x'.join(map(str, shape))}).")
+    if math.prod(shape) > MOST_BYTES:
+        raise DataError(
+            f"{path} should hold {'x'.join(map(str, shape))} bytes by its header, and at most {MOST_BYTES >> 30} GiB "
+            f"can be imported: get the file again, or import it in parts."
+        )
+    return shape
 
 
 def _class_names(idx: IdxSet) -> list[str]:

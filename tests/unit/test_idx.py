@@ -1,9 +1,14 @@
 import gzip
+import os
 import struct
+import tracemalloc
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from mnist_dist import locks
 from mnist_dist.data.decoding import decode
 from mnist_dist.data.idx import read_idx_folder, write_image_folder
 from mnist_dist.data.sources import scan
@@ -51,23 +56,129 @@ def cut(path):
     path.write_bytes(path.read_bytes()[:-5])
 
 
+def write(name, content):
+    def damage(folder):
+        (folder / name).write_bytes(content(folder / name) if callable(content) else content)
+
+    return damage
+
+
+def header(*dimensions, code=8):
+    return struct.pack(f">HBB{len(dimensions)}I", 0, code, len(dimensions), *dimensions)
+
+
+IMAGES, LABELS = "train-images-idx3-ubyte", "t10k-labels-idx1-ubyte.gz"
+
+
+def as_folder(folder):
+    (folder / IMAGES).unlink()
+    (folder / IMAGES).mkdir()
+
+
+def as_pipe(folder):
+    (folder / IMAGES).unlink()
+    os.mkfifo(folder / IMAGES)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda f: (f / "t10k-labels-idx1-ubyte.gz").unlink(), "has no t10k-labels"),
-        (lambda f: cut(f / "t10k-labels-idx1-ubyte.gz"), "t10k-labels-idx1-ubyte.gz cannot be read"),
-        (lambda f: cut(f / "train-images-idx3-ubyte"), "should hold 30x20x20 bytes .* but holds 11995"),
-        (lambda f: (f / "train-images-idx3-ubyte").write_bytes(b"PNG!"), "no IDX file"),
-        (
-            lambda f: (f / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(np.zeros(11)))),
-            "12 test images but 11 labels",
-        ),
+        (lambda f: (f / LABELS).unlink(), "has no t10k-labels"),
+        (lambda f: cut(f / LABELS), "t10k-labels-idx1-ubyte.gz cannot be read"),
+        (lambda f: cut(f / IMAGES), "should hold 30x20x20 bytes .* but holds 11995"),
+        (write(IMAGES, lambda path: path.read_bytes() + b"more"), "should hold 30x20x20 bytes .* but holds more"),
+        (write(IMAGES, b"PNG!"), "no IDX file"),
+        (write(IMAGES, b""), "no IDX file"),
+        (write(IMAGES, header(30, 20, 20)[:9]), "ends within its header"),
+        (write(IMAGES, header(30, 20, 20, code=13) + bytes(48000)), "no IDX file of bytes in 3 dimensions"),
+        (write(IMAGES, header(30, 400) + bytes(12000)), "no IDX file of bytes in 3 dimensions"),
+        (write(IMAGES, header(30, 0, 20)), r"has no images \(30x0x20\)"),
+        (write(IMAGES, header(0, 20, 20)), r"has no images"),
+        (write(IMAGES, header(30, 2**32 - 1, 2**32 - 1)), "at most 4 GiB"),
+        (write(IMAGES, header(29, 20, 20) + bytes(29 * 400)), "has 29 images, but there are 30 labels"),
+        (write(LABELS, gzip.compress(idx(np.zeros(0)))), "has no labels"),
+        (write(LABELS, gzip.compress(idx(np.zeros(11)))), "has 12 images, but there are 11 labels"),
+        (write(LABELS, gzip.compress(idx(np.full(12, 137)))), "have 137, which no training image has"),
+        (write(LABELS, b"\x1f\x8b\x08garbage in zip"), "cannot be read"),
+        (as_folder, "has no train-images"),
+        (as_pipe, "it is no regular file"),
     ],
 )
 def test_a_set_that_is_not_whole_is_refused(folder, damage, message):
     damage(folder)
     with pytest.raises(DataError, match=message):
         read_idx_folder(folder)
+
+
+def test_no_more_is_unzipped_than_the_header_says(folder):
+    bomb = gzip.compress(idx(np.zeros((12, 20, 20))) + bytes(1 << 28))
+    assert len(bomb) < 1 << 19
+    (folder / "t10k-images-idx3-ubyte").unlink()
+    (folder / "t10k-images-idx3-ubyte.gz").write_bytes(bomb)
+    tracemalloc.start()
+    with pytest.raises(DataError, match="but holds more"):
+        read_idx_folder(folder)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 23
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_files_in_folders_of_their_names_are_found(folder, beside):
+    expected = read_idx_folder(folder)
+    for file in list(folder.iterdir()):
+        if not file.is_file():
+            continue
+        content = file.read_bytes()
+        if not beside:
+            file.unlink()
+        home = folder / (file.name.replace("-idx", ".idx") if beside else file.name)
+        home.mkdir()
+        (home / file.name).write_bytes(content)
+        (home / "._").touch()
+    found = read_idx_folder(folder)
+    for split in ("train", "test"):
+        assert np.array_equal(found.images[split], expected.images[split])
+
+
+def test_the_working_folder_can_be_the_target(folder, tmp_path, monkeypatch):
+    read = read_idx_folder(folder)
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    write_image_folder(read, Path(), print)
+    assert sorted(path.name for path in here.iterdir()) == ["test", "train"]
+    assert Path.cwd() == here
+    assert len(scan(Path()).splits["train"].files) == 30
+
+
+@pytest.mark.parametrize("at", ["written", "renamed"])
+def test_what_a_killed_import_left_is_removed_by_the_next(folder, tmp_path, at):
+    read, target = read_idx_folder(folder), tmp_path / "Dataset"
+    left = target / ".importing-1"
+    (left / "train" / "00").mkdir(parents=True)
+    (left / "lock").touch()
+    if at == "renamed":
+        (left / "train").rename(target / "train")
+    write_image_folder(read, target, print)
+    assert sorted(path.name for path in target.iterdir()) == ["test", "train"]
+    assert len(scan(target).splits["train"].files) == 30
+
+
+def test_a_folder_that_another_import_writes_is_left_to_it(folder, tmp_path):
+    read, target = read_idx_folder(folder), tmp_path / "Dataset"
+    left = target / ".importing-1"
+    left.mkdir(parents=True)
+    with locks.held(left / "lock"), pytest.raises(ConfigError, match="another import is writing there"):
+        write_image_folder(read, target, print)
+    assert [path.name for path in target.iterdir()] == [".importing-1"]
+
+
+def test_an_import_that_fails_leaves_nothing(folder, tmp_path):
+    read = read_idx_folder(folder)
+    monster = replace(read, images=read.images | {"test": np.zeros((12, 0, 3), np.uint8)})  # no PNG has no rows
+    with pytest.raises(Exception):  # noqa: B017, PT011 - whatever Pillow says
+        write_image_folder(monster, tmp_path / "Dataset", print)
+    assert not (tmp_path / "Dataset").exists()
 
 
 @pytest.mark.mnist
