@@ -210,7 +210,9 @@ def suggest_option(option: str, options: list[str], keys: list[str]) -> str:
     Returns:
         A sentence that begins with a space, or nothing.
     """
-    name = plain(option)
+    name, names = plain(option), {plain(ours): ours for ours in options}
+    if name in names:  # --batch_size, --LR
+        return f" Did you mean {names[name]}?"
     meant = [ours for ours in _index(_OPTIONS).get(name, []) if ours in options]
     if meant:
         return f" Did you mean {meant[0]}?"
@@ -228,7 +230,6 @@ def suggest_option(option: str, options: list[str], keys: list[str]) -> str:
         return f" {instead[0]}."
     if "batch" in name and not takes_keys:
         return " This command chooses its own batches; they change no result."
-    names = {plain(ours): ours for ours in options}
     close = difflib.get_close_matches(name, names, n=1, cutoff=CLOSE)
     return f" Did you mean {names[close[0]]}?" if close else ""
 

@@ -97,6 +97,8 @@ def test_a_value_is_refused_in_one_plain_sentence(setting, message):
     ("option", "suggestion"),
     [
         ("--learning-rate", "Did you mean --lr?"),
+        ("--batch_size", "Did you mean --batch-size?"),
+        ("--LR", "Did you mean --lr?"),
         ("--bs", "Did you mean --batch-size?"),
         ("--gpus", "Did you mean --processes?"),
         ("--nproc", "Did you mean --processes?"),
