@@ -37,6 +37,9 @@ _PLAIN = {
     "expected <block end>": "this line is indented differently from the lines that it belongs to",
     "expected ',' or ']'": "a list that begins with [ is not closed",
     "expected ',' or '}'": "a section that begins with { is not closed",
+    "expected '<document start>'": "there is more text where the config has ended; put all of it in quotes",
+    "duplicate YAML directive": "a line that begins with % is not needed here; remove it",
+    "incompatible YAML document": "a line that begins with % is not needed here; remove it",
     "expected the node content": "a value is missing, or a bracket is one too many",
     "could not find expected ':'": "a key needs a colon and a value",
     "found unexpected end of stream": "text in quotes has no closing quote",
@@ -48,6 +51,8 @@ _PLAIN = {
     "found undefined alias": "aliases (*name) are not used here; write the value out",
 }
 """What PyYAML says, by a part of it, in plain words."""
+_UNFINISHED = ("stream", "separator", "',' or", "expected ':'")
+"""Parts of what PyYAML says of something that began earlier."""
 _NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ENODEV)
 """Errors of a path that leads to no file; after all others, the disk or the system may stand in the way of one."""
 _SPECIAL = {"timestamp": "a date", "value": "a special value", "merge": "a special value"}
@@ -125,7 +130,7 @@ def _read(path: Path) -> str:
         with open(descriptor, "rb") as file:  # noqa: PTH123
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise ConfigError(f"{path} is not a regular file: save the config as a file of its own.")
-            data = file.read(MOST_BYTES + 1)
+            data = file.read(MOST_BYTES + 1) or b""  # None: nothing is there yet, of some files below /proc
     except OSError as error:
         kind = ConfigError if error.errno in _NO_FILE else StorageError
         raise kind(f"{path} cannot be read: {error.strerror}.") from None
@@ -155,8 +160,8 @@ def _compose(text: str, where: str) -> Node | None:
         raise ConfigError(f"{where} is not valid YAML at {place}: there is a control character; remove it.") from None
     except yaml.MarkedYAMLError as error:
         problem = error.problem or error.context or "it cannot be parsed"
-        # An unclosed bracket or quote is found at the end of the text; where it begins says more.
-        is_open = error.context_mark is not None and any(word in problem for word in ("stream", "',' or", "separator"))
+        # What is not closed, or has no colon, is noticed further down; where it begins says more.
+        is_open = error.context_mark is not None and any(word in problem for word in _UNFINISHED)
         mark = error.context_mark if is_open else error.problem_mark
         place = _place(mark.line, mark.column) if mark else "its end"
         known = next((plain for part, plain in _PLAIN.items() if part in f"{error.context} {problem}"), problem)

@@ -21,6 +21,9 @@ from mnist_dist.config.schema import Config
 from mnist_dist.config.suggestions import did_you_mean
 from mnist_dist.errors import ConfigError
 
+MOST_SHOWN = 10
+"""Mistakes of a config that are listed."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
@@ -78,7 +81,7 @@ def load(source: str | Path | None = None, overrides: tuple[Setting, ...] = ()) 
     except ValidationError as error:
         values = {key: setting.value for key, setting in settings.items()}
         messages = [explain(finding, origins, values) for finding in error.errors()]
-        raise ConfigError(*dict.fromkeys(messages)) from None
+        raise _refusal(messages) from None
 
 
 def differences(saved: Config, asked: Config) -> list[str]:
@@ -183,8 +186,15 @@ def _leaves(settings: list[Setting]) -> Iterator[Setting]:
         elif leaf.key not in keys | known_sections:
             problems.append(unknown(leaf.key, leaf.origin))
     if problems:
-        raise ConfigError(*dict.fromkeys(problems))
+        raise _refusal(problems)
     yield from (leaf for leaf in leaves if leaf.key in keys)
+
+
+def _refusal(problems: list[str]) -> ConfigError:
+    """List what is wrong with a config, each once, and not more of it than one reads."""
+    different = list(dict.fromkeys(problems))
+    more = [f"... and {len(different) - MOST_SHOWN:,} more."] if len(different) > MOST_SHOWN else []
+    return ConfigError(*different[:MOST_SHOWN], *more)
 
 
 def _apply(settings: dict[str, Setting], setting: Setting) -> None:

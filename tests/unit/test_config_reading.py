@@ -43,6 +43,9 @@ MULTIPLYING = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1
         ('data: {root: "a\x1b[31m"}\n', "line 1, column 16: there is a control character"),
         ("? [a]\n: 3\n", "line 1, column 3: a key must be a word"),
         ("<<: {train: 3}\n", "no config key '<<.train'"),
+        ("data: {root: a}\n'b'\n", "line 2, column 1"),
+        ("'a' 'b'\n", "line 1, column 5: there is more text where the config has ended"),
+        ("%YAML 9.9\n---\n{}\n", "line 1, column 1: a line that begins with % is not needed"),
         ("- 3\n", "holds no sections"),
         ("train\n", "holds no sections"),
     ],
@@ -118,6 +121,15 @@ def test_the_name_of_a_config_is_one_line_of_text_in_the_resolved_one(tmp_path, 
     assert all(line.isprintable() for line in text.splitlines())
     (tmp_path / "config.yaml").write_text(text, encoding="utf-8")
     assert load("config.yaml").config == resolved.config
+
+
+def test_of_thousands_of_mistakes_ten_are_listed(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("".join(f"key{number}: 1\n" for number in range(4000)))
+    with pytest.raises(ConfigError, match=r"no config key 'key0'") as refused:
+        load(file)
+    assert str(refused.value).count("\n") == 10
+    assert str(refused.value).endswith("... and 3,990 more.")
 
 
 def test_a_byte_order_mark_dashes_and_windows_line_ends_are_taken(tmp_path):
