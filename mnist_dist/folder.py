@@ -134,7 +134,7 @@ class RunFolder:
             raise ConfigError(f"{self.path} is not a run: {self._instead_of_run()}")
 
     def _instead_of_run(self) -> str:
-        """Say what is here in place of a run, and which run was probably meant."""
+        """Describe what is here in place of a run, and name the run that was probably meant."""
         run = next((above for above in self.path.absolute().parents if (above / "config.yaml").is_file()), None)
         if self.path.exists() and run is not None:  # one of its checkpoints or files
             return f"it is inside the run {os.path.relpath(run)}. Name that."

@@ -54,7 +54,7 @@ class Trained:
         return evaluate(self.model, batches, split, self.runtime)
 
     def check_classes(self, classes: tuple[str, ...], root: str) -> None:
-        """Make sure that a data set has the classes that the run had.
+        """Raise an error if a data set has other classes than the run had.
 
         Raises:
             CheckpointError: It has others.

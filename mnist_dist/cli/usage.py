@@ -10,13 +10,13 @@ from mnist_dist.errors import ConfigError
 
 
 def is_help(error: typer.TyperException) -> bool:
-    """Return whether this is no mistake: a command that has no words of its own was called without any."""
+    """Return whether an error is only the help of a command that was called without any words."""
     context = getattr(error, "ctx", None)
     return context is not None and str(error) == context.get_help()
 
 
 def explain(error: typer.TyperException) -> ConfigError:
-    """Say what is wrong with a command line, and what was probably meant."""
+    """Return an error that says what is wrong with a command line, and what was probably meant."""
     facts: Any = error
     context = getattr(facts, "ctx", None)
     words = _words(context)
@@ -35,7 +35,7 @@ def explain(error: typer.TyperException) -> ConfigError:
 
 
 def _refusal(error: typer.TyperException) -> str:
-    """Say what a value is and must be, in our parsers' words or for one that Typer has read."""
+    """Describe a value and what it must be, in the words of our parsers, or in ours for what Typer itself reads."""
     findings: list[Any] = getattr(error.__cause__, "errors", list)()
     if not findings:
         return error.message

@@ -71,7 +71,7 @@ def explain(finding: Any, origins: Mapping[str, str], values: Mapping[str, Any])
 
 
 def unknown(key: str, origin: str | None, *, chosen: str | None = None) -> str:
-    """Say that there is no such key, or that it is not one of the chosen optimizer or schedule.
+    """Return a sentence: there is no such key, or it does not belong to the chosen optimizer or schedule.
 
     Args:
         key: Dotted, as the user wrote it.
@@ -94,7 +94,7 @@ _SEE = " `mnist-dist config show` lists all."
 
 
 def not_a_section(key: str, value: object, origin: str) -> str:
-    """Say that a section was given a value of its own."""
+    """Return a sentence: a section was given a value of its own."""
     keys = [ours for ours in all_keys() if ours.startswith(f"{key}.")]
     meant = {"data": "data.root"}.get(key, f"{key}.name" if f"{key}.name" in keys else keys[0])
     return f"{key} is {shorten(value)} (from {origin}): it is a section of keys. Did you mean {meant!r}?"
