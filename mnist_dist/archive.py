@@ -161,7 +161,7 @@ def save(folder: RunFolder, parts: Parts, progress: Progress) -> None:
     if not all(bool(weights.isfinite().all()) for weights in parts.model.state_dict().values()):
         raise NonFiniteError(
             f"After step {progress.step} there are weights that are not finite: a lower optimizer.learning_rate or "
-            f"train.clip_norm usually helps. Earlier checkpoints are whole."
+            f"train.clip_norm usually helps."
         )
 
     def write() -> None:

@@ -21,7 +21,7 @@ from mnist_dist.data import Dataset, Sampler, open_dataset
 from mnist_dist.data.residency import bytes_of, choose_residency
 from mnist_dist.data.transforms import Batches, Gather
 from mnist_dist.device import is_out_of_memory, refuse_without_compiler
-from mnist_dist.errors import DeviceMemoryError, StoppedError, typed
+from mnist_dist.errors import DeviceMemoryError, NonFiniteError, StoppedError, typed
 from mnist_dist.folder import RunFolder, default_run_folder
 from mnist_dist.fused import Stepper
 from mnist_dist.models import build_model, count_parameters
@@ -227,20 +227,17 @@ def _batches(config: Config, dataset: Dataset, runtime: Runtime) -> dict[str, Ba
 
 def _train(parts: Parts, progress: Progress, folder: RunFolder) -> Result:
     """Run the loop and write down how it ended. Every rank."""
-    options, runtime = parts.config.train, parts.runtime
     with signals.deferred():  # until the result is written too
         try:
             loop.train(parts, progress)
         except BaseException as error:
             stopped = isinstance(error, StoppedError | KeyboardInterrupt | SystemExit)
+            if isinstance(error, NonFiniteError) and (saved := folder.saved_step()) is not None:
+                error.args = (f"{error} The checkpoint of step {saved} is whole.",)
             with contextlib.suppress(OSError):  # the disk may be full, and the first error is the one to show
                 archive.write_result(parts, progress, folder, "stopped" if stopped else "failed", error)
             if is_out_of_memory(error):
-                micro_batch, _ = options.split_batch(runtime.ranks)
-                raise DeviceMemoryError(
-                    f"{runtime.device} has not enough memory for micro-batches of {micro_batch} pictures: set "
-                    f"train.micro_batch lower (the result stays that of train.global_batch {options.global_batch})."
-                ) from error
+                raise DeviceMemoryError(_out_of_memory(parts)) from error
             if isinstance(error, StoppedError):
                 message = f"{str(error).rstrip('.')}: saved; go on with {typed('resume', folder.path)}."
                 raise StoppedError(message, error.exit_code - 128) from None
@@ -248,6 +245,18 @@ def _train(parts: Parts, progress: Progress, folder: RunFolder) -> Result:
         result = archive.write_result(parts, progress, folder, "finished")
     parts.observers.result(result)
     return result
+
+
+def _out_of_memory(parts: Parts) -> str:
+    options, runtime = parts.config.train, parts.runtime
+    micro_batch, _ = options.split_batch(runtime.ranks)
+    what = f"{runtime.device} has not enough memory for micro-batches of {micro_batch} images"
+    if micro_batch == 1:
+        return f"{what}: set data.image_size lower, or take a smaller network."
+    same = f"each step still takes train.global_batch {options.global_batch} images"
+    # Dropout is keyed by step and micro-batch.
+    change = "other dropout is drawn, as with another seed" if parts.config.model.dropout else "only rounding changes"
+    return f"{what}: set train.micro_batch lower ({same}; {change})."
 
 
 def _settle(resolved: Resolved, runtime: Runtime) -> Resolved:

@@ -204,5 +204,5 @@ def _refuse_non_finite(parts: Parts, rows: list[list[float]], losses: list[Tenso
 def _divergence(what: str, rate: float) -> str:
     return (
         f"{what} is not finite. The learning rate was {rate:.3g}: a lower optimizer.learning_rate, a warm-up "
-        f"(schedule.warmup_fraction) or train.clip_norm usually helps. Earlier checkpoints are whole."
+        f"(schedule.warmup_fraction) or train.clip_norm usually helps."
     )

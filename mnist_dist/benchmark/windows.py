@@ -184,7 +184,10 @@ def _warm_up(series: Series) -> None:
 
 
 def config_of(config: Config, case: Case) -> Config:
-    """Change a config to what a case asks for, without an end and without checkpoints, which are not training."""
+    """Change a config to what a case asks for, without an end and without checkpoints, which are not training.
+
+    The learning rate is 0: a step does all its work, and a measurement of any length cannot diverge.
+    """
     changed = {
         "global_batch": case.global_batch,
         "micro_batch": case.micro_batch,
@@ -194,7 +197,11 @@ def config_of(config: Config, case: Case) -> Config:
         "max_steps": None,
     }
     return config.model_copy(
-        update={"train": config.train.model_copy(update=changed), "checkpoint": Checkpoint()},
+        update={
+            "train": config.train.model_copy(update=changed),
+            "optimizer": config.optimizer.model_copy(update={"learning_rate": 0.0}),
+            "checkpoint": Checkpoint(),
+        },
     )
 
 

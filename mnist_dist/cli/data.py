@@ -11,8 +11,7 @@ from typing import Annotated
 import typer
 
 from mnist_dist.errors import ConfigError, DataError, typed
-from mnist_dist.observe.names import shown
-from mnist_dist.observe.output import open_console, say
+from mnist_dist.observe.output import open_console, say, written
 
 app = typer.Typer(help="Import, check and measure pictures.", no_args_is_help=True)
 
@@ -126,12 +125,12 @@ def stats(
         by_class = {name: dict(zip(dataset.classes, column, strict=True)) for name, column in counts.items()}
         say(json.dumps({"counts": by_class, "mean": dataset.mean, "std": dataset.std, "sha256": dataset.sha256}))
         return
+    console = open_console(tables=True)
     table = Table(Column("class", overflow="fold"), *(Column(name, justify="right", no_wrap=True) for name in counts))
     for label, name in enumerate(dataset.classes):
-        table.add_row(shown(name), *(f"{column[label]:,}" for column in counts.values()))
+        table.add_row(written(console, name), *(f"{column[label]:,}" for column in counts.values()))
     table.add_section()
     table.add_row("all", *(f"{sum(column):,}" for column in counts.values()))
-    console = open_console(tables=True)
     console.print(table)
     console.print(f"mean {_figures(dataset.mean)}  std {_figures(dataset.std)}  (pixels in [0, 1])")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -14,7 +15,7 @@ from mnist_dist.cli import flags
 from mnist_dist.cli.outputs import check_picture, check_place, save_picture, write_csv
 from mnist_dist.errors import ConfigError, DataError
 from mnist_dist.observe.names import shown
-from mnist_dist.observe.output import open_console, print_line, say
+from mnist_dist.observe.output import open_console, print_line, say, written
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -74,7 +75,7 @@ def evaluate(
         say(json.dumps(_record(evaluation, trained.classes, step)))
         return
     console = open_console(tables=True)
-    console.print(_class_table(evaluation, trained.classes))
+    console.print(_class_table(evaluation, trained.classes, partial(written, console)))
     print_line(
         console,
         f"{split} accuracy {evaluation.accuracy:.2%}, loss {evaluation.loss:.4f}, step {step} "
@@ -270,7 +271,7 @@ def _per_class(
     return rows
 
 
-def _class_table(evaluation: Evaluation, classes: tuple[str, ...]) -> Table:
+def _class_table(evaluation: Evaluation, classes: tuple[str, ...], written: Callable[[str], str]) -> Table:
     from rich.table import Table
 
     table = Table()
@@ -280,5 +281,5 @@ def _class_table(evaluation: Evaluation, classes: tuple[str, ...]) -> Table:
     table.add_column("most taken for", overflow="fold")
     for name, images, correct, precision, recall, worst in _per_class(evaluation, classes):
         shares = (f"{share:.2%}" if share is not None else "-" for share in (precision, recall))
-        table.add_row(shown(name), f"{images:,}", f"{correct:,}", *shares, shown(worst))
+        table.add_row(written(name), f"{images:,}", f"{correct:,}", *shares, written(worst))
     return table

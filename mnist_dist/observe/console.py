@@ -135,7 +135,7 @@ class TrainingConsole(Observer):
             return
         grid = Table.grid(padding=(0, 2))
         for command, purpose in commands:
-            grid.add_row(Text(purpose), Text(shown(command), style="bold cyan", overflow="fold"))
+            grid.add_row(Text(purpose, overflow="fold"), Text(shown(command), style="bold cyan", overflow="fold"))
         text = Text("\n".join(map(shown, lines)))
         text.highlight_regex(r"test accuracy [\d.]+%", "bold green")
         self._console.print(

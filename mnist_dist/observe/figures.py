@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from mnist_dist.data import Dataset, Split
-from mnist_dist.observe.lettering import LINE, drawable, fit, letters
+from mnist_dist.observe.lettering import LINE, drawable, letters, wrap
 from mnist_dist.reports import Evaluation
 
 TILE = 112
-TITLE = 42
+TITLE_MARGIN = 4
 MARGIN = 8
 RIGHT, WRONG, TEXT, PAPER = "#1a7f37", "#cf222e", "#24292f", "#ffffff"
 
@@ -40,18 +40,21 @@ def sample_grid(samples: list[Sample], *, columns: int = 8) -> Image.Image:
     """Draw samples in a grid; wrong ones have a red frame and title."""
     columns = min(columns, len(samples))
     rows = -(-len(samples) // columns)
-    cell_width, cell_height = TILE + MARGIN, TILE + TITLE + MARGIN
+    titles = [_title(sample) for sample in samples]
+    title_height = LINE * max(map(len, titles)) + TITLE_MARGIN
+    cell_width, cell_height = TILE + MARGIN, TILE + title_height + MARGIN
     sheet = Image.new("RGB", (columns * cell_width + MARGIN, rows * cell_height + MARGIN), PAPER)
     pen = ImageDraw.Draw(sheet)
     for index, sample in enumerate(samples):
         row, column = divmod(index, columns)
         left, top = MARGIN + column * cell_width, MARGIN + row * cell_height
         colour = TEXT if sample.true is None else WRONG if sample.wrong else RIGHT
-        for line, text in enumerate(_titles(sample)):
-            pen.text((left, top + line * LINE), fit(text, TILE), fill=colour, font=letters())
-        sheet.paste(_tile(sample.pixels), (left, top + TITLE))
+        top += title_height
+        for line, text in enumerate(reversed(titles[index]), start=1):
+            pen.text((left, top - TITLE_MARGIN - line * LINE), text, fill=colour, font=letters())
+        sheet.paste(_tile(sample.pixels), (left, top))
         if sample.wrong:
-            box = (left - 2, top + TITLE - 2, left + TILE + 1, top + TITLE + TILE + 1)
+            box = (left - 2, top - 2, left + TILE + 1, top + TILE + 1)
             pen.rectangle(box, outline=WRONG, width=3)
     return sheet
 
@@ -79,6 +82,7 @@ def _tile(pixels: NDArray[np.uint8]) -> Image.Image:
     return picture.convert("RGB").resize((TILE, TILE), method)
 
 
-def _titles(sample: Sample) -> tuple[str, str]:
+def _title(sample: Sample) -> list[str]:
+    """List the lines above a picture."""
     second = f"true {sample.true}" if sample.true is not None else sample.note
-    return drawable(f"predicted {sample.predicted}"), drawable(second)
+    return [line for text in (f"predicted {sample.predicted}", second) for line in wrap(drawable(text), TILE)]

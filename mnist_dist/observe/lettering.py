@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import unicodedata
 from functools import lru_cache
 from importlib.resources import files
@@ -14,6 +15,7 @@ from mnist_dist.observe.names import shown
 SIZE = 15
 LINE = 19
 """Pixels from one line of text to the next."""
+MOST_LINES = 8
 NOWHERE = "\uffff"
 """No character, so that a font draws the box that stands for what it lacks."""
 
@@ -32,14 +34,28 @@ def drawable(text: str) -> str:
     return "".join(c if c.isascii() or _is_drawn(c) else c.encode("unicode_escape").decode() for c in shown(composed))
 
 
-def fit(text: str, width: int) -> str:
-    """Shorten a drawable text to a width in pixels."""
-    font = letters()
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(f"{text}…") > width:
-        text = text[:-1]
-    return f"{text}…"
+def wrap(text: str, width: int) -> list[str]:
+    """Break a drawable text into lines of a width in pixels, at spaces where there are any.
+
+    Args:
+        text: What comes after `MOST_LINES` is left out, with an ellipsis.
+        width: At least that of a letter.
+    """
+    lines = [""]
+    for word in re.findall(r"\S+\s*", text):
+        if not _fits(lines[-1] + word, width) and lines[-1]:
+            lines.append("")
+        for letter in word:
+            if not _fits(lines[-1] + letter, width):
+                lines.append("")
+            lines[-1] += letter
+    if len(lines) > MOST_LINES:
+        lines = [*lines[: MOST_LINES - 1], lines[MOST_LINES - 1][:-1] + "…"]
+    return lines
+
+
+def _fits(text: str, width: int) -> bool:
+    return letters().getlength(text.rstrip()) <= width
 
 
 @lru_cache(maxsize=4096)

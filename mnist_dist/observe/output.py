@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 ESCAPED = "backslashreplace"
 """How a stream writes a character that its encoding lacks."""
 LEAST_WIDTH = 16
-"""Columns that tables and pictures get in any terminal."""
+"""Columns that text and pictures get in any terminal."""
+LEAST_TABLE_WIDTH = 64
+"""Columns that tables get: a narrower terminal breaks their rows, and no figure or name is cut off."""
 ENDLESS_WIDTH = 1000
 """Columns where no terminal limits a line."""
 
@@ -27,18 +29,18 @@ class Visible:
     """Passes text on to a stream as `shown_lines` returns it; it has no `buffer` that would lead around that."""
 
     def __init__(self, stream: TextIO) -> None:
-        self.rich_proxied_file = stream  # rich, which shows names itself, writes its colours past this object
+        self.stream = stream
 
     def __getattr__(self, name: str) -> Any:
         if name == "buffer":
             raise AttributeError(name)
-        return getattr(self.rich_proxied_file, name)
+        return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
         """Write a text; returns its own length, as any stream does."""
         if not isinstance(text, str):
             raise TypeError(f"write() takes str, not {type(text).__name__}")
-        self.rich_proxied_file.write(shown_lines(text))
+        self.stream.write(shown_lines(text))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -92,11 +94,14 @@ def open_console(*, stderr: bool = False, tables: bool = False) -> Console:
     """
     from rich.console import Console
 
-    console = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    stream = sys.stderr if stderr else sys.stdout
+    file = stream.stream if isinstance(stream, Visible) else stream  # colours go past it; names are shown before
+    console = Console(file=file, stderr=stderr, markup=False, emoji=False, highlight=False)
     if tables and not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = ENDLESS_WIDTH
-    if console.width < LEAST_WIDTH:
-        console.width = LEAST_WIDTH
+    least = LEAST_TABLE_WIDTH if tables else LEAST_WIDTH
+    if console.width < least:
+        console.width = least
     return console
 
 
@@ -112,10 +117,11 @@ def print_line(console: Console, line: object) -> None:
     console.print(Text(shown(line)), soft_wrap=True)
 
 
+def written(console: Console, text: object) -> str:
+    """Return a text as a console's stream will write it, so that a table has room for it."""
+    return shown(text).encode(console.encoding, ESCAPED).decode(console.encoding)
+
+
 def glyph(console: Console, sign: str, plain: str) -> str:
     """Return a sign where the console's encoding has it, else what stands for it."""
-    try:
-        sign.encode(console.encoding)
-    except (UnicodeEncodeError, LookupError):
-        return plain
-    return sign
+    return sign if written(console, sign) == sign else plain

@@ -5,14 +5,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.style import Style
 from rich.table import Column, Table
 from rich.text import Text
 
 from mnist_dist.observe.figures import Sample, to_picture
-from mnist_dist.observe.names import shown
-from mnist_dist.observe.output import glyph
+from mnist_dist.observe.output import glyph, written
 
 SIDE = 16
 GAP = 2
@@ -24,18 +23,21 @@ def print_samples(console: Console, samples: list[Sample]) -> None:
     """Print pictures side by side, each below its prediction; in colour where the console has it."""
     paint = _blocks if console.color_system and glyph(console, BLOCK, "") else _characters
     right = glyph(console, "✓", "(right)")
-    tiles: list[RenderableType] = []
+    titles, pictures = [], []
     for sample in samples:
-        title = shown(sample.predicted)
+        title = sample.predicted
         if sample.true is not None:
-            title += f"  (true {shown(sample.true)})" if sample.wrong else f"  {right}"
+            title += f"  (true {sample.true})" if sample.wrong else f"  {right}"
         style = "bold red" if sample.wrong else "green"
         pixels = np.asarray(to_picture(sample.pixels).resize((SIDE, SIDE), Image.Resampling.BILINEAR).convert("RGB"))
-        tiles.append(Group(Text(title, style=style, overflow="fold"), paint(pixels)))
+        titles.append(Text(written(console, title), style=style, overflow="fold"))
+        pictures.append(paint(pixels))
     in_row = max(1, (console.width + GAP) // (SIDE + GAP))
-    grid = Table.grid(*(Column(width=SIDE) for _ in tiles[:in_row]), padding=(0, GAP, 1, 0), pad_edge=False)
-    for start in range(0, len(tiles), in_row):
-        grid.add_row(*tiles[start : start + in_row])
+    columns = [Column(width=SIDE, vertical="bottom") for _ in samples[:in_row]]  # long names grow upwards
+    grid = Table.grid(*columns, padding=(0, GAP), pad_edge=False)
+    for start in range(0, len(samples), in_row):
+        grid.add_row(*titles[start : start + in_row])
+        grid.add_row(*pictures[start : start + in_row])
     console.print(grid)
 
 

@@ -1,5 +1,6 @@
 import io
 import re
+import unicodedata
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +9,7 @@ from rich.console import Console
 
 from mnist_dist.observe.console import TrainingConsole
 from mnist_dist.observe.figures import RIGHT, WRONG, Sample, sample_grid
+from mnist_dist.observe.lettering import drawable, letters, wrap
 from mnist_dist.observe.terminal import print_samples
 from mnist_dist.reports import EpochReport, Evaluation, Plan, Result, StepReport
 
@@ -79,6 +81,87 @@ def test_without_a_terminal_there_are_plain_lines_alone():
     assert output.count("next:") == 3
 
 
+HOSTILE = ["\x1b[31mred", "[red]x", ":dog:", "a|b", "two\nlines", "\udce9t\udce9", "<img src=http://x/y.png>",
+           "![x](http://x/y.png)", "\u202egnp", "```", "Łódź", "東京"]  # fmt: skip
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "ascii"])
+@pytest.mark.parametrize("on_terminal", [True, False])
+def test_names_are_text_in_every_line_of_a_run(encoding, on_terminal):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="backslashreplace")
+    console = Console(file=stream, force_terminal=on_terminal, width=300, legacy_windows=False)
+    observer = TrainingConsole(console)
+    observer.plan(replace(PLAN, classes=tuple(HOSTILE), run="runs/a\nb [red] \x1b]0;title\x07", data="my :dog: data"))
+    observer.epoch(EPOCH, NOBODY)
+    observer.result(replace(RESULT, run="runs/a\nb [red] \x1b]0;title\x07"))
+    stream.flush()
+    output = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.buffer.getvalue().decode(encoding))
+    assert not set("\x1b\x07\u202e") & set(output)
+    for text in (
+        r"\x1b[31mred, [red]x, :dog:, a|b, two\nlines, \udce9t\udce9, <img",
+        r"runs/a\nb [red] \x1b]0;title\x07",
+    ):
+        assert text in output
+    assert "my :dog: data" in output
+
+
+def test_a_callers_own_console_reads_no_markup_in_names():
+    console = Console(file=io.StringIO(), width=80)
+    TrainingConsole(console).plan(replace(PLAN, classes=("[/y]", "[bold]b")))
+    assert "[/y], [bold]b" in console.file.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore:html5lib's sanitizer")
+def test_tensorboards_pages_show_names_as_text(tmp_path):
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+    from tensorboard.plugin_util import markdown_to_safe_html
+
+    from mnist_dist.config import load
+    from mnist_dist.config.resolve import Setting
+    from mnist_dist.data import open_dataset
+    from mnist_dist.observe.tensorboard import TensorBoard
+
+    data = "\n```\n" + "".join(HOSTILE).replace("\udce9", "")
+    resolved = load("quick")
+    config = load("quick", (Setting(key="data.root", value=data, origin="--data"),))
+    dataset = open_dataset(resolved.config.data, seed=0, announce=print)
+    page = TensorBoard(tmp_path, config=config.config, config_yaml=config.to_yaml(), dataset=dataset)
+    page.plan(replace(PLAN, classes=tuple(HOSTILE), data=data))
+    page.close()
+    texts = [
+        value.tensor.string_val[0].decode()
+        for event in EventFileLoader(str(next(tmp_path.iterdir()))).Load()
+        for value in event.summary.value
+        if value.tag.endswith("/text_summary")
+    ]
+    pages = [markdown_to_safe_html(text) for text in texts]
+    assert len(pages) == 2
+    assert not any(tag in page for page in pages for tag in ("<img", "<a", "\x1b", "\u202e"))
+    cells = re.findall("<td>(.*?)</td>", pages[1])
+    assert len(cells) == 2 * len(re.findall("<tr>", pages[1])) - 2  # but for the heading, each row has two
+    assert pages[0].count("<pre>") == 1
+    assert pages[0].endswith("</code></pre>")
+
+
+@pytest.mark.parametrize(
+    "text", ["é ß ł ąęśćźż çñøåæœ ğışİ țș Đđ", "Ελλάδα", "Москва ёїў", "Việt Nam", "€ “”", "e\u0301"]
+)
+def test_accented_greek_and_cyrillic_names_are_drawn(text):
+    assert drawable(text) == unicodedata.normalize("NFC", text)
+
+
+def test_what_the_font_lacks_is_escaped_and_not_boxed():
+    assert drawable("東京 \x1b \udce9 a") == r"\u6771\u4eac \x1b \udce9 a"
+
+
+def test_a_long_name_is_whole_above_its_picture():
+    name = "Tomato___Tomato_Yellow_Leaf_Curl_Virus_and_some_more_letters"
+    lines = wrap(f"predicted {name}", 112)
+    assert "".join(lines).replace(" ", "") == f"predicted{name}"
+    assert max(map(letters().getlength, (line.rstrip() for line in lines))) <= 112
+    assert sample_grid([sample(name, name)]).height > sample_grid([sample("1", "1")]).height
+
+
 def sample(predicted, true):
     return Sample(pixels=np.full((1, 28, 28), 200, np.uint8), predicted=predicted, true=true)
 
@@ -107,3 +190,17 @@ def test_pictures_are_drawn_in_any_terminal(colour):
     output = console.file.getvalue()
     assert "7  (true 1)" in output
     assert ("▀" in output) is colour
+
+
+@pytest.mark.parametrize("width", [16, 17, 33, 80])
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_pictures_are_drawn_at_any_width_and_in_any_encoding(width, encoding):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)  # strict: nothing may be lacking
+    console = Console(file=stream, force_terminal=True, color_system="truecolor", width=width)
+    print_samples(console, [sample("[red]" * 9, "1"), sample("é\x1b東", "é\x1b東"), sample("2", "2")])
+    stream.flush()
+    output = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.buffer.getvalue().decode(encoding))
+    assert "\x1b" not in output
+    assert ("✓" in output, "(right)" in output) == (
+        (True, False) if encoding == "utf-8" else (False, True)
+    ) or width < 16
