@@ -14,7 +14,8 @@ def found(command, tmp_path, folder_of, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(temporary))
     folder_of(tmp_path / "Dataset")
     before = sorted(tmp_path.iterdir())
-    ended = command("bench", "--seconds", "0.05", "-n", 2, "--device", "cpu", "--set", "train.global_batch=8", "--json")
+    diverging = ["--set", "train.global_batch=8", "--set", "optimizer.learning_rate=1e6"]  # but no measurement does
+    ended = command("bench", "--seconds", "0.05", "-n", 2, "--device", "cpu", *diverging, "--json")
     assert ended.code == 0, ended.err
     assert sorted(tmp_path.iterdir()) == before
     assert list(temporary.iterdir()) == []
