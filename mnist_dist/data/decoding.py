@@ -44,6 +44,8 @@ SIGNATURES = (
     ("AVIF", re.compile(rb"....ftyp(avi[fs]|m[is]f1)", re.DOTALL)),
 )
 """The formats that are read, with the bytes that their files begin with."""
+DECODER_BYTES = 16
+"""Memory that the decoders which take most need for a pixel."""
 READ_WHOLE = {"WEBP", "AVIF"}
 """Formats whose decoders read the whole file before they look at the picture's size."""
 TURNS = {
@@ -147,12 +149,13 @@ def _decode(file: BinaryIO, image_size: int, mode: Mode, most: int) -> NDArray[n
     elif kind == "TIFF":
         picture, convert = _open_tiff(file, most)
     else:
-        picture = decoders()[kind](file)
+        with _enough_memory(_canvas_of_webp(file) if kind == "WEBP" else 0):
+            picture = decoders()[kind](file)
         png_chunks.check_size(*picture.size, most)
         if kind == "JPEG" and picture.width * picture.height > DRAFT_PIXELS:
             picture.draft(None, (2 * image_size, 2 * image_size))
         convert = _conversion(picture)
-    with _complaints() if kind == "TIFF" else contextlib.nullcontext():
+    with _enough_memory(picture.width * picture.height), _complaints() if kind == "TIFF" else contextlib.nullcontext():
         picture.load()
     turn = _turn(picture)
     upright = _convert_in_strips(picture, convert, mode)
@@ -263,7 +266,8 @@ def _on_white(rows: Image.Image) -> Image.Image:
 def _convert_in_strips(picture: Image.Image, convert: Convert, mode: Mode) -> Image.Image:
     rows = max(1, STRIP_PIXELS // picture.width)
     if rows >= picture.height:
-        return convert(picture).convert(mode)
+        converted = convert(picture)
+        return converted if converted.mode == mode else converted.convert(mode)  # which copies in any case
     whole = Image.new(mode, picture.size)
     for top in range(0, picture.height, rows):
         strip = picture.crop((0, top, picture.width, min(top + rows, picture.height)))
@@ -313,6 +317,36 @@ def _pillow(most: int, warn: Warn) -> Iterator[None]:
             setattr(module, name, value)
     for text in dict.fromkeys(_one_line(str(warning.message)) for warning in caught):
         warn(text)
+
+
+@contextlib.contextmanager
+def _enough_memory(pixels: int) -> Iterator[None]:
+    """Take a failure for a lack of memory where there is none for so many pixels: not every decoder says so itself.
+
+    Raises:
+        MemoryError: Memory ran out.
+    """
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception:
+        np.empty(DECODER_BYTES * pixels, np.uint8)  # MemoryError
+        raise
+
+
+def _canvas_of_webp(file: BinaryIO) -> int:
+    """Count the pixels for which WebP's decoder takes memory before it says how large the picture is."""
+    start = file.read(30)
+    file.seek(0)
+    numbers = int.from_bytes(start[21:25], "little"), int.from_bytes(start[24:27], "little")
+    sizes = {
+        b"VP8 ": (int.from_bytes(start[26:28], "little") & 0x3FFF, int.from_bytes(start[28:30], "little") & 0x3FFF),
+        b"VP8L": ((numbers[0] & 0x3FFF) + 1, (numbers[0] >> 14 & 0x3FFF) + 1),
+        b"VP8X": (numbers[1] + 1, int.from_bytes(start[27:30], "little") + 1),
+    }
+    width, height = sizes.get(start[12:16], (0, 0))
+    return width * height
 
 
 @contextlib.contextmanager

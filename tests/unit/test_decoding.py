@@ -280,8 +280,11 @@ def test_a_large_jpeg_is_decoded_smaller(decoded, monkeypatch):
     assert abs(whole.astype(int) - smaller).max() <= 3
 
 
-def test_a_lack_of_memory_names_the_picture_and_is_no_damage(tmp_path):
-    Image.new("RGB", (5000, 5000)).save(tmp_path / "large.png")
+@pytest.mark.parametrize(
+    ("kind", "options"), [("PNG", {}), ("JPEG", {"progressive": True}), ("WEBP", {"method": 0}), ("BMP", {})]
+)
+def test_a_lack_of_memory_names_the_picture_and_is_no_damage(tmp_path, kind, options):
+    Image.new("RGB", (5000, 5000)).save(tmp_path / "large.png", kind, **options)
     with limited_memory(64 << 20), pytest.raises(DeviceMemoryError, match=r"Memory ran out while .*large\.png"):
         list(decode_all(tmp_path, ("large.png",), Decoding(image_size=8, channels=1), discard))
 
