@@ -29,15 +29,13 @@ TAKEN = ("ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_CPU")
 """What this program reads itself."""
 
 SHOWN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS",
-         "NCCL_P2P_DISABLE", "NCCL_IB_DISABLE")  # fmt: skip
+         "NCCL_P2P_DISABLE", "NCCL_IB_DISABLE", "PYTORCH_ENABLE_MPS_FALLBACK")  # fmt: skip
 """What Accelerate may read: the place that this program has checked, and what others than Accelerate obey too."""
 
 HIDDEN = ("ACCELERATE_*", "FSDP_*", "MEGATRON_LM_*", "PARALLELISM_CONFIG_*", "PMI_*", "OMPI_COMM_WORLD_*",
           "MV2_COMM_WORLD_*", "MPI_LOCALNRANKS", "MPI_LOCALRANKID", "FORK_LAUNCHED", "XLA_*", "DEEPSPEED_USE_HPU",
           "PT_HPU_LAZY_MODE")  # fmt: skip
 """What it would obey, or stumble over: patterns of names. All that it needs to know, it is told in arguments."""
-
-OF_MPI = ("PMI_*", "OMPI_COMM_WORLD_*", "MV2_COMM_WORLD_*", "MPI_LOCALNRANKS", "MPI_LOCALRANKID")
 
 
 def matching(variables: Mapping[str, str], patterns: tuple[str, ...]) -> list[str]:

@@ -150,10 +150,9 @@ def temporary_folder(prefix: str = "mnist-dist-") -> Iterator[Path]:
     """
     try:
         folder = tempfile.TemporaryDirectory(prefix=prefix, dir=os.path.abspath(tempfile.gettempdir()))  # noqa: PTH100
-    except OSError as error:
-        tried = os.environ.get("TMPDIR") or "/tmp"
+    except OSError:  # its words are a list of all folders that Python has tried
         raise StorageError(
-            f"No temporary file can be written ({tried}: {error.strerror}): set TMPDIR to a folder with room."
+            "There is no folder in which a temporary file can be written: set TMPDIR to one, with room in it."
         ) from None
     with folder as path:
         yield Path(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -146,3 +147,11 @@ def mnist_idx() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs MNIST's four IDX files: set MNIST_DIST_TEST_MNIST (looked in {folder})")
     return folder
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A TCP port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

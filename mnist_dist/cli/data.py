@@ -44,8 +44,11 @@ def import_(
     if (source is None) == (not download):
         raise ConfigError("data import needs either --from IDX_DIR or --download.")
     check_target(to)
-    with temporary_folder() as temporary:
-        idx = read_idx_folder(source or _download(temporary))
+    if source is not None:
+        idx = read_idx_folder(source)
+    else:
+        with temporary_folder() as temporary:
+            idx = read_idx_folder(_download(temporary))
     if not idx.is_mnist:
         say("Note: these are not MNIST's original files (their md5 differs); imported as they are.")
     write_image_folder(idx, to, say)

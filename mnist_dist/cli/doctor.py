@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from mnist_dist.errors import ConfigError, MnistDistError, StoppedError
+from mnist_dist.errors import ConfigError, MnistDistError, StoppedError, StorageError
 from mnist_dist.observe.names import message_of, shown
 from mnist_dist.observe.output import open_console, say
 
@@ -120,24 +120,26 @@ def _all_reduce(library: str, device: Literal["cpu", "cuda"], *, ranks: int) -> 
     from mnist_dist.machine import temporary_folder
     from mnist_dist.signals import name_of
 
-    with temporary_folder() as folder:
-        file = folder / "measured.json"
-        group = own_group(ranks=ranks, threads=1, extra=("--output", str(file), "--device", device))
-        began = time.monotonic()
-        try:
+    began = time.monotonic()
+    try:
+        with temporary_folder() as folder:
+            file = folder / "measured.json"
+            group = own_group(ranks=ranks, threads=1, extra=("--output", str(file), "--device", device))
             code = run_local(replace(group, start_seconds=START_SECONDS))
-        except MnistDistError as error:
-            if "\n" in str(error):
-                print(message_of(error), file=sys.stderr)  # a traceback has no place in a table
-            advice = {
-                "gloo": "Processes here cannot talk to each other: look at GLOO_SOCKET_IFNAME and for a firewall.",
-                "NCCL": "The GPUs cannot talk to each other: `NCCL_DEBUG=INFO mnist-dist doctor` says more.",
-            }[library]
-            return Finding(check="all-reduce", state="problem", found=f"{library}: {first_line(error)}", advice=advice)
-        if code:
-            number = code - 128
-            raise StoppedError(f"Stopped by {name_of(number)} before all was looked at.", number)
-        measured = Measured.read(file)
+            measured = None if code else Measured.read(file)
+    except StorageError as error:
+        return Finding(check="all-reduce", state="problem", found=str(error), advice="`train` needs such a folder too.")
+    except MnistDistError as error:
+        if "\n" in str(error):
+            print(message_of(error), file=sys.stderr)  # a traceback has no place in a table
+        advice = {
+            "gloo": "Processes here cannot talk to each other: look at GLOO_SOCKET_IFNAME and for a firewall.",
+            "NCCL": "The GPUs cannot talk to each other: `NCCL_DEBUG=INFO mnist-dist doctor` says more.",
+        }[library]
+        return Finding(check="all-reduce", state="problem", found=f"{library}: {first_line(error)}", advice=advice)
+    if measured is None:
+        number = code - 128
+        raise StoppedError(f"Stopped by {name_of(number)} before all was looked at.", number)
     seconds = time.monotonic() - began
     times = f"1 MiB in {1000 * measured.seconds:.2f} ms; {seconds:.1f} s with their start"
     found = f"{library}: {measured.ranks} processes, {times}"

@@ -75,12 +75,12 @@ def start(
             _join_group(device_choice.value, worker)
         else:
             stack.enter_context(_without(PLACE))  # one process needs neither group nor DDP
-        with _without(foreign.HIDDEN):
-            accelerator = Accelerator(
-                cpu=device_choice.value == "cpu",
-                mixed_precision="no" if precision_choice.value == "fp32" else precision_choice.value,
-                kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
-            )
+        stack.enter_context(_without(foreign.HIDDEN))  # it looks again later
+        accelerator = Accelerator(
+            cpu=device_choice.value == "cpu",
+            mixed_precision="no" if precision_choice.value == "fp32" else precision_choice.value,
+            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        )
         assert accelerator.device.type == device_choice.value
         torch.set_num_threads(threads or former_threads)
         runtime = Runtime(accelerator, device_choice, precision_choice, torch.get_num_threads())
