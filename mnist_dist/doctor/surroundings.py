@@ -87,7 +87,7 @@ def pictures(root: Path | None) -> Finding:
         return Finding(check="data", state="ok", found=found)
     root = root or Path("Dataset")
     try:
-        listing = scan(root)
+        listing = scan(root, follow_links=True)
     except DataError as error:
         advice = "Put that right; `mnist-dist data check` then decodes every picture."
         return Finding(check="data", state="problem", found=str(error), advice=advice)
@@ -95,6 +95,9 @@ def pictures(root: Path | None) -> Finding:
     of_class = np.bincount(listing.splits["train"].labels)
     spread = f"{of_class.min():,} to {of_class.max():,}" if of_class.min() < of_class.max() else f"{of_class[0]:,}"
     found = f"{root}: {counts}; {len(listing.classes)} classes with {spread} training pictures each"
+    if listing.leads_out:
+        advice = "Links lead out of it: training follows them only with `--set data.follow_links=true`."
+        return Finding(check="data", state="warning", found=found, advice=advice)
     return Finding(check="data", state="ok", found=found)
 
 

@@ -240,6 +240,16 @@ def test_a_class_that_only_one_split_has_is_a_problem(tmp_path, folder_of):
     assert str(root / "test" / "class-1") in finding.found
 
 
+def test_links_out_of_a_data_folder_are_a_warning_with_the_option_to_follow_them(tmp_path, folder_of):
+    root = folder_of(tmp_path / "data", classes=2, train=3, test=1)
+    (root / "train" / "class-0").rename(tmp_path / "outside")
+    (root / "train" / "class-0").symlink_to(tmp_path / "outside")
+    finding = surroundings.pictures(root)
+    assert finding.state == "warning"
+    assert "6 train, 2 test" in finding.found
+    assert "data.follow_links=true" in finding.advice
+
+
 def test_no_data_folder_is_well_unless_it_was_asked_for(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     finding = surroundings.pictures(None)
