@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mnist_dist.data.walk import EXTENSIONS, OUTSIDE, Walk, changed_at
+from mnist_dist.data.walk import EXTENSIONS, OUTSIDE, Walk
 from mnist_dist.errors import DataError, typed
 
 SPLITS = ("train", "val", "test")
@@ -22,6 +22,7 @@ OWN_FOLDER = ".mnist-dist"
 LIKE_VAL = ("valid", "validation", "dev")
 UNSETTLED_NANOSECONDS = 2_000_000_000
 """Longer than the ticks of the clocks of file systems."""
+POSIX = os.name == "posix"
 WORD = 0xFFFF_FFFF_FFFF_FFFF
 """Times before 1970 or beyond 2554 are kept modulo this + 1."""
 
@@ -149,7 +150,8 @@ def file_stamp(status: os.stat_result) -> tuple[int, int, int, int]:
     The inode tells files apart that were renamed or linked; the change time is set by every write, and cannot be set
     back by tar, cp -p, rsync -t or touch, as mtime is.
     """
-    return status.st_size, status.st_mtime_ns & WORD, changed_at(status) & WORD, status.st_ino & WORD
+    changed = status.st_ctime_ns if POSIX else status.st_mtime_ns  # elsewhere ctime is the file's creation
+    return status.st_size, status.st_mtime_ns & WORD, changed & WORD, status.st_ino & WORD
 
 
 def embedded_digits(image_size: int) -> dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]]:

@@ -75,6 +75,11 @@ class Names(Sequence[str]):
         """Return whether these are the same names in the same order."""
         return np.array_equal(self.ends, other.ends) and np.array_equal(self.text, other.text)
 
+    def stay_below(self) -> bool:
+        """Return whether no name leads out of the folder that the names are relative to."""
+        starts = np.concatenate([np.zeros(1, np.int64), self.ends[:-1]])
+        return b"/../" not in self.text.tobytes() and not np.isin(self.text[starts], (ord("."), ord("/"))).any()
+
     def encoded(self, rows: NDArray[np.int64]) -> Iterator[bytes]:
         """Yield some names as the file system has them."""
         text = self.text.data

@@ -153,11 +153,6 @@ def folder_stamp(status: os.stat_result) -> list[int]:
     return [status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
-def changed_at(status: os.stat_result) -> int:
-    """Return when the file system says that a file was changed, in nanoseconds; programs cannot set it back."""
-    return status.st_ctime_ns if os.name == "posix" else status.st_mtime_ns  # elsewhere ctime is the file's creation
-
-
 def _why_passed_over(entry: os.DirEntry[str]) -> str | None:
     if entry.name.startswith("."):
         return HIDDEN

@@ -289,6 +289,13 @@ def test_rows_are_spread_evenly():
     assert freshness.spread(3, 10, 10**9).tolist() == [0]
 
 
+@pytest.mark.parametrize("name", ["../train/x.png", "/train/x.png", "train/../../x.png", "./x.png"])
+def test_names_that_lead_out_of_the_data_folder_are_never_looked_at(name):
+    assert stored.Names.of(["train/a/..b.png", "train/c../0.png"]).stay_below()
+    assert not stored.Names.of([name, "train/a/0.png"]).stay_below()
+    assert not stored.Names.of(["train/a/0.png", name]).stay_below()
+
+
 def test_names_are_read_one_by_one_or_in_slices(root):
     files = open_store(root).splits["train"].files
     expected = sources.scan(root).splits["train"].files
