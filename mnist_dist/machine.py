@@ -15,7 +15,7 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from mnist_dist.errors import ConfigError, StorageError
@@ -89,6 +89,13 @@ def allowed_cpus(cgroups: Path = CGROUPS) -> int:
     """Count the CPUs that this process may use: those of its affinity, and no more than its cgroup's quota."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(cpus, math.floor(cgroup_quota(cgroups) or cpus)))
+
+
+def asked_threads(environment: Mapping[str, str]) -> int | None:
+    """Return the threads that OMP_NUM_THREADS gives a process; None where it holds no number that OpenMP takes."""
+    first = environment.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # a list is for nested threads
+    is_number = first.isascii() and first.isdigit() and len(first) < 10
+    return int(first) or None if is_number else None
 
 
 def cgroup_quota(cgroups: Path = CGROUPS) -> float | None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from mnist_dist.config.schema import Config
 from mnist_dist.cpu_time import Moment, others_between
-from mnist_dist.machine import allowed_cpus
+from mnist_dist.machine import allowed_cpus, asked_threads
 
 FLOP_PER_THREAD = 4e7
 """Floating-point operations of a step that make another thread worth its while: a step of 64 digits in `small_cnn` has
@@ -149,8 +149,7 @@ def crowded_by_itself(fixed: int | None, environment: Mapping[str, str], cpus: C
         environment: May hold OMP_NUM_THREADS.
         cpus: Of this machine.
     """
-    variable = environment.get("OMP_NUM_THREADS", "").partition(",")[0]  # a list is for nested threads
-    given = fixed or (int(variable) if variable.isdecimal() else 0)
+    given = fixed or asked_threads(environment) or 0
     if given * cpus.local_ranks <= cpus.allowed:
         return []
     source, remedy = ("train.threads", "lower it") if fixed else ("OMP_NUM_THREADS", "unset it")

@@ -98,12 +98,11 @@ def _plan(options: Train, processes: int | None) -> Plan:
 
 def _threads(options: Train, ranks: int) -> int:
     """Share the CPUs as `train` does."""
-    from mnist_dist.machine import allowed_cpus
+    from mnist_dist.machine import allowed_cpus, asked_threads
 
     if options.fixed_threads is not None:
         return options.fixed_threads
-    variable = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]  # a list is for nested threads
-    return int(variable) if variable.isdigit() else max(1, allowed_cpus() // ranks)
+    return asked_threads(os.environ) or max(1, allowed_cpus() // ranks)
 
 
 def _measure(resolved: Resolved, plan: Plan, seconds: float) -> Report:

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from mnist_dist.cli import flags
 from mnist_dist.errors import ConfigError, DataError, typed
 from mnist_dist.observe.output import open_console, say, written
 
@@ -23,7 +24,7 @@ FollowLinks = Annotated[
     bool, typer.Option("--follow-links", help="Read links that lead out of the folder; `data.follow_links` of a run.")
 ]
 MaxMegapixels = Annotated[
-    int, typer.Option(min=1, max=4096, help="Largest picture to decode; `data.max_megapixels` of a run.")
+    int, flags.whole(least=1, most=4096, help="Largest picture to decode; `data.max_megapixels` of a run.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

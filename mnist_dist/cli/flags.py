@@ -10,6 +10,8 @@ import typer
 
 MOST_PROCESSES = 1024
 """Of one machine."""
+LONGEST_STEP = 18
+"""In digits."""
 MOST_SECONDS = 366 * 86400
 """Of a time-out: a year; a clock's arithmetic ends somewhere beyond."""
 
@@ -43,6 +45,18 @@ def choice(*names: str, of: tuple[str, ...], also: dict[str, str] | None = None,
         return word
 
     return typer.Option(*names, parser=read, metavar="|".join(of), **more)
+
+
+def checkpoint() -> Any:
+    """Declare the option that names a checkpoint: best, last, a step, or the name of its folder."""
+
+    def read(text: str) -> str:
+        which = text.removeprefix("step-")
+        if which.isdecimal() and len(which) > LONGEST_STEP:
+            raise typer.BadParameter(f"{_shorten(text)}: it must be best, last or a step.")
+        return which
+
+    return typer.Option("--checkpoint", parser=read, metavar="WHICH", help="best, last or a step.", show_default="last")
 
 
 def _number(kind: Callable[[Any], float], what: str, least: float, most: float) -> Callable[[Any], Any]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mnist_dist.reports import Evaluation
 
 Run = flags.Run
-Which = Annotated[str | None, typer.Option("--checkpoint", help="best, last or a step.", show_default="last")]
+Which = Annotated[str | None, flags.checkpoint()]
 Data = Annotated[
     str | None, typer.Option(help="Another data folder with the same classes.", show_default="the run's own")
 ]
@@ -89,7 +89,7 @@ def predict(
     checkpoint: Which = None,
     device: Device = "auto",
     max_megapixels: Annotated[
-        int | None, typer.Option(min=1, max=4096, help="Largest picture to decode.", show_default="the run's own")
+        int | None, flags.whole(least=1, most=4096, help="Largest picture to decode.", show_default="the run's own")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     csv_file: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write a CSV file.")] = None,

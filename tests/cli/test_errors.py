@@ -241,6 +241,14 @@ def test_a_damaged_checkpoint_is_not_used(command, tmp_path, trained_run, damage
     assert message in ended.err
 
 
+def test_a_checkpoint_is_named_by_its_step_or_its_folder(command, trained_run):
+    newest = max(path.name for path in (trained_run / "checkpoints").glob("step-*"))
+    assert command("evaluate", trained_run, "--checkpoint", newest, "--json").json()["step"] == int(newest[5:])
+    ended = command("evaluate", trained_run, "--checkpoint", "9" * 5000)
+    assert ended.code == 2
+    assert "it must be best, last or a step." in ended.err
+
+
 def test_an_unknown_checkpoint_lists_those_that_are_there(command, trained_run):
     ended = command("evaluate", trained_run, "--checkpoint", "7")
     assert ended.code == 4
