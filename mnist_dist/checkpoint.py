@@ -1,31 +1,41 @@
 """Checkpoints: safetensors and JSON alone, whole or not there at all.
 
-A checkpoint is the folder `step-00000938` with `model.safetensors`, `optimizer.safetensors`, `meta.json` and
-`MANIFEST.json`, which has the SHA-256 of the others. It is written under a temporary name: each file is synced,
-the manifest last, then the folder, then it is renamed and its parent synced. Only then are older ones removed.
+A checkpoint is written under a temporary name: each file is synced, the manifest last, then the folder, then it is
+renamed and its parent synced. Only then are older ones removed. `checkpoint_files` says what it is made of.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import os
-import shutil
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
 from mnist_dist import heartbeat
+from mnist_dist.checkpoint_files import (
+    FORMAT,
+    MANIFEST,
+    name_of,
+    newest_whole,
+    prune,
+    read_meta,
+    remove,
+    steps,
+    tensor_table,
+    verify,
+)
 from mnist_dist.errors import CheckpointError
+from mnist_dist.storage import ContentError, exchange, is_real_folder, open_plain, read_plain, sync_folder, write_new
 
-FORMAT = 1
-MANIFEST = "MANIFEST.json"
+__all__ = ["newest_whole", "prune", "read_meta", "steps", "verify"]  # with what is defined here
 
 
 def write(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, meta: Mapping[str, Any]) -> Path:
@@ -44,10 +54,14 @@ def write(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Opti
     Raises:
         OSError: The disk is full or read-only; earlier checkpoints are untouched.
     """
-    final = folder / f"step-{step:08}"
+    final = folder / name_of(step)
     temporary = folder / f"writing-{final.name}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        sync_folder(folder.parent)
+    if is_real_folder(temporary):
+        remove(temporary)  # left by a kill
+    temporary.mkdir()
     contents = {
         "model.safetensors": dump_tensors(_to_host(model.state_dict())),
         "optimizer.safetensors": dump_tensors(_to_host(_flatten(optimizer, model))),
@@ -55,28 +69,26 @@ def write(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Opti
     }
     manifest = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     for name, content in (contents | {MANIFEST: _to_json(manifest)}).items():
-        with (temporary / name).open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        write_new(temporary / name, content)
         heartbeat.beat()
-    _sync_folder(temporary)
-    shutil.rmtree(final, ignore_errors=True)
-    temporary.rename(final)
-    _sync_folder(folder)
+    sync_folder(temporary)
+    if is_real_folder(final):  # a run that stopped in an evaluation saves its step again
+        _replace(final, temporary)
+    else:
+        temporary.rename(final)
+        sync_folder(folder)
     return final
 
 
-def prune(folder: Path, *, keep: int, best: int | None) -> None:
-    """Remove all but the `keep` newest checkpoints and the one of step `best`. Rank 0 alone."""
-    for path in steps(folder)[:-keep]:
-        if best is None or _step_of(path) != best:
-            shutil.rmtree(path)
-
-
-def steps(folder: Path) -> list[Path]:
-    """List the checkpoints of a run, the oldest first."""
-    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+def _replace(final: Path, temporary: Path) -> None:
+    """Put a new checkpoint in the place of one of the same step; at every moment one of them is whole and found."""
+    former = temporary
+    if not exchange(final, temporary):
+        former = final.with_name(f"replaced-{final.name}")  # found by `steps` while there is no other
+        final.rename(former)
+        temporary.rename(final)
+    sync_folder(final.parent)
+    remove(former)
 
 
 def find(folder: Path, which: str) -> Path:
@@ -93,98 +105,82 @@ def find(folder: Path, which: str) -> Path:
     if not found:
         raise CheckpointError(f"{folder} has no checkpoint yet: the first is written when an epoch ends.")
     if which == "last":
-        return found[-1]
+        return list(found.values())[-1]
     if which == "best":
-        best = read_meta(found[-1])["progress"]["best"]
+        best = read_meta(list(found.values())[-1]).progress.get("best")
         if best is None:
             raise CheckpointError(
                 "There is no best checkpoint: it needs validation pictures (a `val` folder, or "
                 "data.validation_fraction). Use --checkpoint last."
             )
-        which = str(best["step"])
-    for path in found:
-        if which.isdecimal() and _step_of(path) == int(which):
-            return path
-    available = ", ".join(str(_step_of(path)) for path in found)
+        which = str(best.get("step")) if isinstance(best, dict) else repr(best)
+    if which.isdecimal() and int(which) in found:
+        return found[int(which)]
+    available = ", ".join(map(str, found))
     raise CheckpointError(f"There is no checkpoint {which!r} in {folder}: use best, last or one of {available}.")
 
 
-def verify(path: Path) -> None:
-    """Compare every file of a checkpoint with its manifest.
+def refuse_unfit(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
+    """Compare the names, types and shapes of a checkpoint's tensors with a network's, from the files' headers alone.
+
+    What they say of sizes is believed only then. The network may be on the `meta` device.
 
     Raises:
-        CheckpointError: A file is missing or differs.
+        CheckpointError: It is of another network, or of another optimizer.
+        OSError: It cannot be read now.
     """
-    try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
-        damaged = [name for name, digest in manifest.items() if _sha256(path / name) != digest]
-    except (OSError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"The checkpoint {path} is not whole: {error}. Use another one.") from None
-    if damaged:
-        raise CheckpointError(f"The checkpoint {path} is damaged: {', '.join(damaged)} differ. Use another one.")
-
-
-def read_meta(path: Path) -> dict[str, Any]:
-    """Read a checkpoint's `meta.json`.
-
-    Raises:
-        CheckpointError: It is missing or no JSON.
-    """
-    try:
-        meta: dict[str, Any] = json.loads((path / "meta.json").read_bytes())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"The checkpoint {path} cannot be read: {error}. Use another one.") from None
-    return meta
-
-
-def newest_whole(folder: Path, warn: Callable[[str], None]) -> Path | None:
-    """Find the newest checkpoint that is whole; damaged ones are moved aside. Rank 0 alone.
-
-    Args:
-        folder: The run's `checkpoints`.
-        warn: Gets a line for each that is moved aside.
-    """
-    for path in reversed(steps(folder)):
+    wanted = {"model.safetensors": _described(model.state_dict())}
+    if optimizer is not None:
+        wanted["optimizer.safetensors"] = _slots(optimizer, model)
+    for name, tensors in wanted.items():
         try:
-            verify(path)
-        except CheckpointError as error:
-            aside = path.with_name(f"corrupt-{path.name}-{time.time_ns()}")
-            path.rename(aside)
-            warn(f"{error} It was moved to {aside}.")
-        else:
-            return path
-    return None
+            with open_plain(path / name) as file:
+                table, size = tensor_table(file)
+                if file.seek(0, io.SEEK_END) != size:
+                    raise ContentError("its length is not that of its tensors")
+        except ContentError as error:
+            raise CheckpointError(f"The checkpoint {path} cannot be read: {name}: {error}. Use another one.") from None
+        if name == "optimizer.safetensors" and not table:
+            continue  # of step 0, before the optimizer has a state
+        difference = _difference(table, tensors)
+        if difference is not None:
+            what = "network" if name == "model.safetensors" else "optimizer"
+            raise CheckpointError(f"The checkpoint {path} is of another {what}: {difference}.")
 
 
-def load_model(path: Path, model: nn.Module) -> None:
-    """Fill a network with a checkpoint's weights, after verifying it.
-
-    Raises:
-        CheckpointError: It is damaged, or of another network.
-    """
-    verify(path)
-    restore_model((path / "model.safetensors").read_bytes(), model, path)
+def read_tensors(path: Path, name: str) -> bytes:
+    """Read a file of a checkpoint whose header `refuse_unfit` has looked at; `read_plain` has the errors."""
+    return read_plain(path / name, limit=float("inf"))
 
 
 def restore_model(content: bytes, model: nn.Module, path: Path) -> None:
     """Fill a network with the bytes of a `model.safetensors`; `path` is for the message.
 
     Raises:
-        CheckpointError: They are of another network.
+        CheckpointError: They are of another network, or not finite.
     """
-    weights = load_tensors(content)
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"The checkpoint {path} is of another network: {reason}") from None
+    weights = _load(content, path)
+    difference = _difference(_described(weights), _described(model.state_dict()))
+    if difference is not None:
+        raise CheckpointError(f"The checkpoint {path} is of another network: {difference}.")
+    _refuse_non_finite(weights, path)
+    model.load_state_dict(weights)
 
 
-def restore_optimizer(content: bytes, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-    """Give an optimizer the state in the bytes of an `optimizer.safetensors`."""
+def restore_optimizer(content: bytes, optimizer: torch.optim.Optimizer, model: nn.Module, path: Path) -> None:
+    """Give an optimizer the state in the bytes of an `optimizer.safetensors`; `path` is for the message.
+
+    Raises:
+        CheckpointError: They are of another optimizer, or not finite.
+    """
+    tensors = _load(content, path)
+    difference = _difference(_described(tensors), _slots(optimizer, model)) if tensors else None
+    if difference is not None:
+        raise CheckpointError(f"The checkpoint {path} is of another optimizer: {difference}.")
+    _refuse_non_finite(tensors, path)
     indices = {name: index for index, (name, _) in enumerate(model.named_parameters())}
     state: dict[int, dict[str, Tensor]] = {}
-    for key, value in load_tensors(content).items():
+    for key, value in tensors.items():
         name, _, slot = key.rpartition("/")
         state.setdefault(indices[name], {})[slot] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
@@ -219,20 +215,53 @@ def _to_json(record: Mapping[str, Any]) -> bytes:
     return (json.dumps(record, indent=1) + "\n").encode()
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+Table = dict[str, tuple[str, tuple[int, ...]]]
+"""dtype, as safetensors names it, and shape of each tensor."""
+
+_DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
 
 
-def _step_of(path: Path) -> int:
-    return int(path.name.removeprefix("step-"))
+def _described(tensors: Mapping[str, Tensor]) -> Table:
+    return {name: (_DTYPES[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()}
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a folder's entries last; Windows can't and needn't."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _slots(optimizer: torch.optim.Optimizer, model: nn.Module) -> Table:
+    """Describe the state that an optimizer of ours has after its first step."""
+    if isinstance(optimizer, torch.optim.SGD):
+        slots = ["momentum_buffer"] if optimizer.defaults["momentum"] else []
+    else:
+        slots = ["exp_avg", "exp_avg_sq", "step"]
+    return {
+        f"{name}/{slot}": (_DTYPES[weights.dtype], () if slot == "step" else tuple(weights.shape))
+        for name, weights in model.named_parameters()
+        for slot in slots
+    }
+
+
+def _difference(found: Table, wanted: Table) -> str | None:
+    """Phrase the first difference between two sets of tensors; None where there is none."""
+    for name in sorted(found.keys() | wanted.keys()):
+        if name not in wanted:
+            return f"it has {name!r}, which is not wanted"
+        if name not in found:
+            return f"{name} is missing"
+        if found[name] != wanted[name]:
+            (dtype, shape), (wanted_dtype, wanted_shape) = found[name], wanted[name]
+            return f"{name} is {dtype} {list(shape)}, not {wanted_dtype} {list(wanted_shape)}"
+    return None
+
+
+def _load(content: bytes, path: Path) -> dict[str, Tensor]:
+    try:
+        return load_tensors(content)
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"The checkpoint {path} cannot be read: {error}. Use another one.") from None
+
+
+def _refuse_non_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+    bad = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+    if bad:
+        raise CheckpointError(f"The checkpoint {path} has numbers that are not finite, in {bad[0]}. Use another one.")

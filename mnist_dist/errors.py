@@ -5,7 +5,9 @@ A message says what is wrong, where, and what to do. Anything else that is raise
 
 from __future__ import annotations
 
+import errno
 import shlex
+from typing import Any
 
 
 def typed(*words: object) -> str:
@@ -43,8 +45,12 @@ class CheckpointError(MnistDistError):
     exit_code = 4
 
 
+class DamagedError(CheckpointError):
+    """A checkpoint's files are not those that were written; one that cannot be read now is a StorageError."""
+
+
 class StorageError(MnistDistError):
-    """A disk is full or read-only."""
+    """A disk is full or read-only, or a file on it cannot be read now."""
 
     exit_code = 5
 
@@ -81,3 +87,48 @@ class DeviceMemoryError(MnistDistError):
     """The memory of the device, or of this machine, does not hold what is needed."""
 
     exit_code = 8
+
+
+_REMEDIES = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room below your quota",
+    errno.EFBIG: "raise the limit of a file's size (`ulimit -f`), or take a disk that holds larger files",
+    errno.EROFS: "mount it for writing",
+    errno.EACCES: "its permissions must let you read and write it",
+    errno.EPERM: "its permissions must let you read and write it",
+    errno.EMFILE: "raise the limit of open files (`ulimit -n`)",
+    errno.ENFILE: "too many files are open on this machine",
+    errno.ENOMEM: "free memory",
+    errno.EIO: "the disk or its connection fails: look at the system's log",
+    errno.ESTALE: "the network disk has lost it: mount it again",
+    errno.ENXIO: "the device is gone",
+    errno.ENODEV: "the device is gone",
+    errno.ETIMEDOUT: "the network disk does not answer",
+    errno.ENOTDIR: "a file stands where a folder must be",
+    errno.EISDIR: "a folder stands where a file must be",
+    errno.ENOTEMPTY: "a folder stands where a file must be",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+
+STORAGE = frozenset(_REMEDIES) - {errno.ENXIO, errno.ENODEV, errno.ETIMEDOUT, errno.ENOMEM}
+"""Numbers of system errors that come from a disk, whatever file they name or do not name."""
+
+
+def storage_error(error: OSError) -> StorageError:
+    """Return what a failing disk raised as an error of this tree: the file, the reason, and what to do."""
+    remedy = _REMEDIES.get(error.errno or 0)
+    return StorageError(f"{error.filename or 'The disk'}: {error.strerror or error}{f': {remedy}' if remedy else ''}.")
+
+
+def to_json(error: MnistDistError) -> list[Any]:
+    """Return an error as JSON, for another process."""
+    return [type(error).__name__, error.exit_code, *map(str, error.args)]
+
+
+def from_json(record: list[Any]) -> MnistDistError:
+    """Return the error that `to_json` wrote: of the same kind, with the same message and exit code."""
+    name, exit_code, *lines = record
+    kind: type[MnistDistError] = globals().get(name, MnistDistError)
+    error = kind.__new__(kind, *lines)
+    error.exit_code = exit_code
+    return error

@@ -3,23 +3,48 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
-import shutil
+import re
 import socket
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from mnist_dist import locks
-from mnist_dist.errors import CheckpointError, ConfigError
+from mnist_dist.checkpoint_files import steps
+from mnist_dist.errors import CheckpointError, ConfigError, typed
+from mnist_dist.storage import (
+    ContentError,
+    cut,
+    entries,
+    is_real_folder,
+    obstacle,
+    open_plain,
+    parse_record,
+    read_plain,
+    sync_folder,
+    temporary_of,
+    write_whole,
+)
 
 if TYPE_CHECKING:
     from mnist_dist.reports import Result  # brings numpy, which a launcher needs not
+
+EVENTS_SUFFIX = ".mnist-dist"
+"""With what the names of the event files end that a run writes: no other file in `tensorboard/` is ever touched."""
+
+_OURS = re.compile(r"events\.out\.tfevents\..+")
+_HASH_LINE = re.compile(rb"# SHA-256 of the lines below: ([0-9a-f]{64})\n")
+_BEGAN = "# began with the weights of "
+_SECTIONS = ("data:", "model:", "optimizer:", "schedule:", "train:", "checkpoint:", "  keep:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +88,15 @@ class RunFolder:
         return self.path / "logs" / f"rank-{rank}.log"
 
     def saved_step(self) -> int | None:
-        """Tell the step of the newest checkpoint, None if there is none yet."""
-        steps = [path.name.removeprefix("step-") for path in self.checkpoints.glob("step-*")]
-        return max((int(step) for step in steps if step.isdecimal()), default=None)
+        """Return the step of the newest checkpoint, None if there is none yet."""
+        return max(steps(self.checkpoints), default=None)
+
+    def holds_run(self) -> bool:
+        """Return whether a run has begun here; weights to begin with (step 0) alone are none yet."""
+        return os.path.lexists(self.config) or bool(self.saved_step())
 
     def check_new(self) -> None:
-        """Make sure that nothing is here yet, but perhaps the logs of this run's own ranks.
+        """Make sure that nothing is here yet, but perhaps what this run's own ranks wrote before it had a config.
 
         Raises:
             ConfigError: The folder holds a run, which may still be going on, or anything else.
@@ -77,61 +105,107 @@ class RunFolder:
             return
         if not self.path.is_dir():
             raise ConfigError(f"--run {self.path} is a file: name a folder that does not exist yet.")
-        if {entry.name for entry in self.path.iterdir()} - {"logs", ".lock", ".lock-owner"}:
-            if self.config.exists():
-                self.lock().release()  # says so if the run is still going on
-            what = "holds a run already" if self.config.exists() else "is not empty"
-            raise ConfigError(f"{self.path} {what}, and a new run never writes into it: choose another --run.")
+        early = {self.environment, *map(temporary_of, (self.environment, self.config)), *map(self.path.joinpath, _LOCK)}
+        names = set(entries(self.path)) - {"logs", "checkpoints", *(path.name for path in early)}
+        if os.path.lexists(self.config):
+            self.lock().release()  # says so if the run is still going on
+        self.refuse_run()
+        if names:
+            raise ConfigError(f"{self.path} is not empty, and a new run never writes into it: choose another --run.")
+
+    def refuse_run(self) -> None:
+        """Raise a ConfigError if a run has begun here."""
+        if self.holds_run():
+            raise ConfigError(
+                f"{self.path} holds a run already, and a new run never writes into it: choose another --run."
+            )
 
     def lock(self) -> FileLock:
         """Claim the folder for this process, until the lock is released or the process dies.
 
         Raises:
             ConfigError: Another process has it; the message names its host and pid.
+            CheckpointError: Something stands where the run's own files must be.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        owner = self.path / ".lock-owner"
+        self._refuse_obstacles()
+        lock_name, owner_name = _LOCK
+        owner = self.path / owner_name
         try:
-            lock = locks.take(self.path / ".lock", blocking=False)
+            lock = locks.take(self.path / lock_name, blocking=False)
         except Timeout:
-            name = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
+            name = "another process"
+            with contextlib.suppress(ContentError, OSError):
+                name = read_plain(owner, limit=1024).decode(errors="replace")
             raise ConfigError(f"{self.path} is in use by {name}: wait for it, or choose another --run.") from None
-        owner.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        write_whole(owner, f"process {os.getpid()} on {socket.gethostname()}".encode())
         if not lock.is_locked:
             print(f"warning: The disk of {self.path} has no file locks: start no second run there.", file=sys.stderr)
         return lock
 
-    def cut_back(self, sizes: dict[str, int]) -> None:
-        """Forget what came after a checkpoint: cut journal and TensorBoard's files back, and remove the result.
+    def _refuse_obstacles(self) -> None:
+        """Raise an error if a link or the like lies where the run is going to write.
+
+        The side files are not meant: they are replaced, and a link at their place is not followed.
+        """
+        files = (self.metrics, self.path / _LOCK[0])
+        folders = (self.checkpoints, self.tensorboard, self.log(0).parent)
+        replaced = (self.environment, self.result, self.path / _LOCK[1])
+        for place, kind in [
+            *((path, obstacle(path, folder=False)) for path in files),
+            *((path, obstacle(path, folder=True)) for path in folders),
+            *((path, "folder") for path in replaced if is_real_folder(path)),
+        ]:
+            if kind is not None:
+                wanted = "folder" if place in folders else "file"
+                raise CheckpointError(
+                    f"{place} is a {kind}, where the run writes a {wanted} of its own: move it away. ({self.path} "
+                    f"itself may be a link.)"
+                )
+
+    def write_config(self, content: bytes) -> None:
+        """Write `config.yaml`, with which the folder becomes a run.
 
         Args:
-            sizes: In bytes, by path in this folder; files that it doesn't name are emptied or removed.
+            content: From `config_content`.
         """
-        self.result.unlink(missing_ok=True)
-        if self.metrics.exists():
-            os.truncate(self.metrics, min(sizes.get(self.metrics.name, 0), self.metrics.stat().st_size))
-        for file in self.tensorboard.iterdir() if self.tensorboard.is_dir() else ():
-            size = sizes.get(f"{self.tensorboard.name}/{file.name}")
-            if size is None:
-                file.unlink()
-            else:
-                os.truncate(file, min(size, file.stat().st_size))
+        write_whole(self.config, content)
 
-    def remove_unstarted(self) -> None:
-        """Remove what the logs of ranks leave behind where no run ever started."""
-        if self.path.is_dir() and not self.config.exists():
-            shutil.rmtree(self.path / "logs", ignore_errors=True)
-            with contextlib.suppress(OSError):  # there is something else in it
-                self.path.rmdir()
+    def config_sha256(self) -> str:
+        """Return the hash of the run's config, from which `check_run` tells whether it is as it was written."""
+        return hashlib.sha256(_without_hash(self._read_config())).hexdigest()
+
+    def began_with(self) -> str | None:
+        """Return from which run's weights this run began, None if from random ones."""
+        for line in self._read_config().decode(errors="replace").splitlines():
+            if line.startswith(_BEGAN):
+                return line.removeprefix(_BEGAN)
+        return None
 
     def check_run(self) -> None:
-        """Make sure that a run is here.
+        """Make sure that a run is here, with the config that it was started with.
 
         Raises:
             ConfigError: There is none.
+            CheckpointError: Its config is missing, damaged or edited.
+            OSError: It cannot be read now.
         """
-        if not self.config.is_file():
-            raise ConfigError(f"{self.path} is not a run: {self._instead_of_run()}")
+        if not os.path.lexists(self.config):
+            saved = self.saved_step()
+            if saved is None:
+                raise ConfigError(f"{self.path} is not a run: {self._instead_of_run()}")
+            raise CheckpointError(
+                f"{self.path} has a checkpoint of step {saved}, but no config.yaml: restore it from a copy."
+            )
+        content = self._read_config()
+        match = _HASH_LINE.match(content)
+        if match is None:
+            lines = content.decode(errors="replace").splitlines()
+            whole = content.endswith(b"\n") and all(any(line.startswith(s) for line in lines) for s in _SECTIONS)
+        else:
+            whole = hashlib.sha256(_without_hash(content)).hexdigest() == match[1].decode()
+        if not whole:
+            raise CheckpointError(self.altered_config())
 
     def _instead_of_run(self) -> str:
         """Describe what is here in place of a run, and name the run that was probably meant."""
@@ -158,34 +232,168 @@ class RunFolder:
         except OSError:
             return []
 
-    def write_result(self, result: Result) -> None:
-        """Replace `result.json`."""
-        write_json(self.result, result.to_json())
+    def altered_config(self) -> str:
+        """Phrase that the config is not the one that the run was started with."""
+        return (
+            f"{self.config} is not as the run wrote it: it is damaged, or was edited. Restore it from a copy. "
+            f"For other settings start a new run: {typed('train', '--config', self.config, '--run', 'NEW')}. "
+            f"(--init-from takes weights from an untouched run.)"
+        )
 
-    def read_result(self) -> dict[str, Any]:
-        """Read `result.json`.
+    def _read_config(self) -> bytes:
+        try:
+            return read_plain(self.config)
+        except ContentError as error:
+            raise CheckpointError(f"{error}: restore the run's config.yaml from a copy.") from None
+
+    def cut_back(self, sizes: dict[str, int]) -> list[str]:
+        """Forget what came after a checkpoint: cut journal and TensorBoard's files back, and remove the result.
+
+        Args:
+            sizes: In bytes, by path in this folder; files of the run that it doesn't name are emptied or removed.
+
+        Returns:
+            Warnings: a line for each file that is shorter than it was.
+        """
+        self.result.unlink(missing_ok=True)
+        sync_folder(self.path)
+        warnings = []
+        if obstacle(self.metrics, folder=False) is None and self.metrics.exists():
+            size = sizes.get(self.metrics.name, 0)
+            if self.metrics.stat().st_size < size:
+                warnings.append(f"{self.metrics} is shorter than it was: lines of it are lost.")
+                size = _whole_lines(self.metrics)
+            cut(self.metrics, size)
+        for name in entries(self.tensorboard):
+            file, size = self.tensorboard / name, sizes.get(f"{self.tensorboard.name}/{name}", -1)
+            ours = _OURS.fullmatch(name) and (size >= 0 or name.endswith(EVENTS_SUFFIX))
+            if not ours or obstacle(file, folder=False) is not None:
+                continue
+            if size < 0:
+                file.unlink()
+            else:
+                cut(file, size)
+        return warnings
+
+    def remove_unstarted(self) -> None:
+        """Remove what the logs of ranks leave behind where no run ever started."""
+        logs = self.log(0).parent
+        if self.path.is_dir() and not os.path.lexists(self.config):
+            for name in entries(logs) if is_real_folder(logs) else ():
+                if re.fullmatch(r"rank-[0-9]+\.log", name):
+                    (logs / name).unlink()
+            for folder in (logs, self.path):
+                with contextlib.suppress(OSError):  # there is something else in it
+                    folder.rmdir()
+
+    def write_environment(self, record: dict[str, Any]) -> None:
+        """Replace `environment.json`."""
+        write_record(self.environment, record)
+
+    def read_environment(self, say: Callable[[str], None]) -> dict[str, Any]:
+        """Read `environment.json`.
+
+        Args:
+            say: Gets a line if it is missing or damaged: a run goes on without it.
+
+        Returns:
+            The record, empty then.
 
         Raises:
-            CheckpointError: The run has not ended yet.
+            OSError: It cannot be read now.
         """
-        if not self.result.is_file():
-            raise CheckpointError(f"{self.path} has no result.json: the run has not ended.")
-        record: dict[str, Any] = json.loads(self.result.read_text(encoding="utf-8"))
-        return record
+        return _read_record(self.environment, say) or {}
+
+    def write_result(self, result: Result) -> None:
+        """Replace `result.json`."""
+        write_record(self.result, result.to_json())
+
+    def read_result(self, say: Callable[[str], None]) -> dict[str, Any] | None:
+        """Read `result.json`.
+
+        Args:
+            say: Gets a line if it is damaged.
+
+        Returns:
+            None if the run has not ended, as far as is known.
+
+        Raises:
+            OSError: It cannot be read now.
+        """
+        return _read_record(self.result, say) if os.path.lexists(self.result) else None
+
+    def find_data(self, root: str) -> str:
+        """Find the run's pictures: where they were when it was started, or else where the config says.
+
+        Args:
+            root: The config's `data.root`; a relative one was meant from the folder in which the run was started.
+        """
+        there = self.read_environment(lambda line: None).get("data_root")
+        if not isinstance(there, str) or Path(root).is_absolute() or not Path(there).is_absolute():
+            return root
+        return there if there != str(Path(root).absolute()) and Path(there).is_dir() else root
 
 
-def write_json(path: Path, record: Any) -> None:
-    """Replace a JSON file at one stroke."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+_LOCK = (".lock", ".lock-owner")
 
 
-def default_run_folder(name: str) -> Path:
-    """Name a new folder below `runs/` after the config and the time."""
+def config_content(text: str, began_with: str | None) -> tuple[bytes, str]:
+    """Put a config's hash in front of it, so that what is lost or changed later is noticed.
+
+    Args:
+        text: YAML.
+        began_with: The run whose weights this one began with.
+
+    Returns:
+        The content of `config.yaml`, and the hash.
+    """
+    lines = f"{_BEGAN}{json.dumps(began_with)}\n{text}" if began_with is not None else text
+    digest = hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
+    return f"# SHA-256 of the lines below: {digest}\n{lines}".encode("utf-8", "surrogateescape"), digest
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Replace a JSON file at one stroke; a checksum in it tells damage later."""
+    write_whole(path, (json.dumps(record | {"checksum": _checksum(record)}, indent=1) + "\n").encode())
+
+
+def claim_run_folder(name: str) -> Path:
+    """Make a new folder below `runs/`, named after the config and the time, that no other process gets too."""
     stem = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    path, number = stem, 1
-    while path.exists():
-        number += 1
-        path = stem.with_name(f"{stem.name}-{number}")
-    return path
+    stem.parent.mkdir(exist_ok=True)
+    for number in count(1):
+        path = stem if number == 1 else stem.with_name(f"{stem.name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            path.mkdir()
+            return path
+    raise AssertionError  # there is always a next number
+
+
+def _read_record(path: Path, say: Callable[[str], None]) -> dict[str, Any] | None:
+    """Read a JSON file that `write_record` or version 0.1.0's first days wrote; None if it is missing or damaged."""
+    try:
+        record = parse_record(read_plain(path), str(path))
+        checksum = record.pop("checksum", None)
+        if checksum is not None and checksum != _checksum(record):
+            raise ContentError(f"{path} is damaged")
+    except ContentError as error:
+        say(f"{error}: going on without it.")
+        return None
+    return record
+
+
+def _checksum(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _without_hash(content: bytes) -> bytes:
+    return _HASH_LINE.sub(b"", content, count=1) if _HASH_LINE.match(content) else content
+
+
+def _whole_lines(path: Path) -> int:
+    """Count the bytes of a file up to its last line feed."""
+    size = 0
+    with open_plain(path) as file:
+        for line in file:
+            size += len(line) if line.endswith(b"\n") else 0
+    return size

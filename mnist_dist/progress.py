@@ -5,20 +5,25 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter
 
 from mnist_dist.reports import EpochReport, StepReport
+
+Count = Annotated[int, Field(ge=0)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 @dataclass(slots=True, kw_only=True)
 class Totals:
     """Sums and counts over some steps, added step by step; divided only when they are read."""
 
-    images: int = 0
-    loss_sum: float = 0.0
+    images: Count = 0
+    loss_sum: Annotated[float, Field(allow_inf_nan=False)] = 0.0
     """Cross-entropy in nats."""
-    correct: float = 0.0
-    seconds: float = 0.0
+    correct: Amount = 0.0
+    seconds: Amount = 0.0
     """Wall time of training, input and logging included, evaluation and checkpoints not."""
 
     @property
@@ -118,17 +123,43 @@ class Progress:
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Progress:
-        """Read what `to_json` wrote."""
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: A value has another type, or is negative where it counts something.
+        """
+        saved = TypeAdapter(_Saved).validate_python(record)
         return cls(
-            step=record["step"],
-            epoch=Totals(**record["epoch"]),
-            window=Totals(**record["window"]),
-            earlier_seconds=record["seconds"],
-            epoch_seconds=record["epoch_seconds"],
-            last=EpochReport(**record["last"]) if record["last"] else None,
-            best=record["best"],
-            threads=record.get("threads"),
+            step=saved.step,
+            epoch=saved.epoch,
+            window=saved.window,
+            earlier_seconds=saved.seconds,
+            epoch_seconds=saved.epoch_seconds,
+            last=saved.last,
+            best=asdict(saved.best) if saved.best else None,
+            threads=saved.threads,
         )
+
+
+@dataclass(slots=True, kw_only=True)
+class _Best:
+    epoch: Count
+    step: Count
+    validation_accuracy: Amount
+
+
+@dataclass(slots=True, kw_only=True)
+class _Saved:
+    """What `Progress.to_json` writes."""
+
+    step: Count
+    epoch: Totals
+    window: Totals
+    seconds: Amount
+    epoch_seconds: Amount
+    last: EpochReport | None
+    best: _Best | None
+    threads: Annotated[int, Field(ge=1, le=4096)] | None = None
 
 
 class Clock:

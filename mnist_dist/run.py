@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from dataclasses import replace
 from functools import partial
@@ -22,7 +23,7 @@ from mnist_dist.data.residency import bytes_of, choose_residency
 from mnist_dist.data.transforms import Batches, Gather
 from mnist_dist.device import is_out_of_memory, refuse_without_compiler
 from mnist_dist.errors import DeviceMemoryError, NonFiniteError, StoppedError, typed
-from mnist_dist.folder import RunFolder, default_run_folder
+from mnist_dist.folder import RunFolder, claim_run_folder
 from mnist_dist.fused import Stepper
 from mnist_dist.models import build_model, count_parameters
 from mnist_dist.observe import Observer, Observers
@@ -54,7 +55,7 @@ def train(
         resolved: The experiment, from `mnist_dist.config.load`.
         run: A folder for everything that the run writes; None makes one below `runs/`.
         resume: Continue what the folder holds, from its newest whole checkpoint; else the folder must be new.
-        init_from: A run whose last weights to start from, instead of random ones.
+        init_from: A run whose last weights a new run starts from, instead of random ones.
         console: Where rank 0 shows what happens; None is standard output, `Console(quiet=True)` shows nothing.
 
     Returns:
@@ -78,17 +79,19 @@ def train(
         cpus = Cpus.of(os.environ, runtime.ranks)
         chosen = _choose_threads(config, runtime, cpus, console)
         parts = build_parts(resolved.config, dataset, runtime)
-        folder = RunFolder(Path(runtime.broadcast(str(run or default_run_folder("run")))))
-        if resume:
-            archive.refuse_run_elsewhere(folder, runtime)
-        runtime.on_first_rank(
-            lambda: archive.open_folder(folder, resolved, runtime, dataset, stack, console if resume else None)
-        )
-        if init_from is not None:
-            archive.take_weights(init_from, parts.model, runtime)
-        restored = archive.restore(folder, dataset, runtime, parts.model, parts.optimizer, console) if resume else None
-        progress = restored or Progress()
+        folder = _claim(run, runtime, stack, resume=resume)
+        warn = functools.cache(lambda line: print_line(console, f"warning: {line}"))
+        opened = runtime.on_first_rank(lambda: archive.open_folder(folder, resolved, runtime, dataset, init_from, warn))
+        digest = opened.config_sha256 if opened else ""
+        save = partial(archive.save, folder, config_sha256=digest, warn=warn)
+        is_new = runtime.broadcast(opened and opened.is_new)
+        progress = Progress() if is_new else archive.restore(folder, opened, parts, warn)
         chosen = _keep_threads(config, runtime, progress, chosen)
+        if is_new:
+            if init_from is not None:
+                archive.take_weights(init_from, parts.model, runtime)
+                save(parts, progress)  # before it is a run: a resume begins with these weights
+            runtime.on_first_rank(lambda: archive.begin(folder, opened))
         observers = runtime.on_first_rank(
             lambda: _observe(folder, resolved, dataset, console, stack, first_step=progress.step)
         )
@@ -96,7 +99,7 @@ def train(
             parts,
             crowding=Crowding(cpus, progress.threads),
             observers=observers or Observers(),
-            save=lambda progress: archive.save(folder, parts, progress),
+            save=lambda progress: save(parts, progress),
         )
         parts.observers.plan(_plan(parts, folder, first_step=progress.step, threads_reason=chosen.reason))
         return _train(parts, progress, folder)
@@ -152,6 +155,15 @@ def join(config: Config) -> contextlib.AbstractContextManager[Runtime]:
     options = config.train
     exact = options.reduction == "exact"
     return start(device=options.device, precision=options.precision, threads=options.fixed_threads, deterministic=exact)
+
+
+def _claim(run: Path | None, runtime: Runtime, stack: contextlib.ExitStack, *, resume: bool) -> RunFolder:
+    """Claim the run's folder until the stack is undone, a new one below `runs/` where none is named. Every rank."""
+    folder = RunFolder(Path(runtime.broadcast(runtime.on_first_rank(lambda: str(run or claim_run_folder("run"))))))
+    if resume:
+        archive.refuse_run_elsewhere(folder, runtime)
+    runtime.on_first_rank(lambda: archive.claim_folder(folder, stack, resume=resume))
+    return folder
 
 
 def build_parts(config: Config, dataset: Dataset, runtime: Runtime) -> Parts:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +34,9 @@ from mnist_dist.runtime import Runtime
 class Trained:
     """A checkpoint's network, with what it needs to know of its pictures."""
 
+    folder: RunFolder
     checkpoint: Path
+    step: int
     config: Config
     classes: tuple[str, ...]
     mean: tuple[float, ...]
@@ -92,35 +94,51 @@ def open_trained(run: Path, which: str | None, runtime: Runtime) -> Trained:
     path = checkpoint.find(folder.checkpoints, which or "last")
     meta = checkpoint.read_meta(path)
     config = load(folder.config).config
-    model = build_model(
+    if meta.config_sha256 not in (None, folder.config_sha256()):
+        raise CheckpointError(folder.altered_config())
+    pictures = meta.preprocessing
+    if (pictures.image_size, pictures.channels) != (config.data.image_size, config.data.channels):
+        raise CheckpointError(f"The checkpoint {path} and {folder.config} disagree on the pictures' size or channels.")
+    build = partial(
+        build_model,
         config.model.name,
-        classes=len(meta["classes"]),
-        channels=meta["preprocessing"]["channels"],
-        image_size=meta["preprocessing"]["image_size"],
+        classes=len(meta.classes),
+        channels=pictures.channels,
+        image_size=pictures.image_size,
         dropout=config.model.dropout,
     )
-    checkpoint.load_model(path, model)
+    checkpoint.verify(path)
+    with torch.device("meta"):  # takes no memory
+        checkpoint.refuse_unfit(path, build())
+    model = build()
+    checkpoint.restore_model(checkpoint.read_tensors(path, "model.safetensors"), model, path)
     return Trained(
+        folder=folder,
         checkpoint=path,
+        step=meta.step,
         config=config,
-        classes=tuple(meta["classes"]),
-        mean=tuple(meta["preprocessing"]["mean"]),
-        std=tuple(meta["preprocessing"]["std"]),
+        classes=meta.classes,
+        mean=pictures.mean,
+        std=pictures.std,
         model=runtime.prepare(model, training=False).eval(),
         runtime=runtime,
     )
 
 
-def precision_of(run: Path, device: Device) -> Precision:
+def precision_of(run: Path, device: Device, say: Callable[[str], None]) -> Precision:
     """Find the precision to compute a run's network in: the run's own where the kind of device is the same.
+
+    Args:
+        run: Its folder.
+        device: What to compute on.
+        say: Gets a line if the run does not tell any more on what it was trained.
 
     Raises:
         ConfigError: There is no run, or no such device.
     """
     folder = RunFolder(run)
     folder.check_run()
-    environment = json.loads(folder.environment.read_text(encoding="utf-8"))
-    if environment["device"] != choose_device(device).value:
+    if folder.read_environment(say).get("device") != choose_device(device).value:
         return "auto"
     return load(folder.config).config.train.precision
 
@@ -136,6 +154,11 @@ def open_data(trained: Trained, root: str | None, announce: Callable[[str], None
         if root != EMBEDDED_DIGITS:
             trained.check_classes(scan(Path(root), follow_links=data.follow_links).classes, root)
         data = data.model_copy(update={"root": root, "validation_fraction": 0.0})
+    else:
+        found = trained.folder.find_data(data.root)
+        if found != data.root:
+            announce(f"The pictures are read from {found}, as when the run was started.")
+        data = data.model_copy(update={"root": found})
     return open_dataset(data, seed=trained.config.train.seed, announce=announce)
 
 

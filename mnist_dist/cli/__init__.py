@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from pathlib import Path
 
 from mnist_dist import signals
 from mnist_dist.cli import streams
-from mnist_dist.errors import ConfigError, MnistDistError, StoppedError, StorageError
+from mnist_dist.errors import STORAGE, ConfigError, MnistDistError, StoppedError, storage_error
 from mnist_dist.observe.names import message_of
 from mnist_dist.observe.output import make_visible
 from mnist_dist.worker import PLACE, GroupFolder, group_folder_of, worker_of
@@ -104,6 +103,6 @@ def _as_ours(error: Exception) -> Exception:
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
         return StoppedError("Nobody reads the output any longer.", SIGPIPE)
     if isinstance(error, OSError):
-        known = error.filename is not None or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-        return StorageError(f"{error.filename or 'The disk'}: {error.strerror}.") if known else error
+        known = error.filename is not None or error.errno in STORAGE
+        return storage_error(error) if known else error
     return error

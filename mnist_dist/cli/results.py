@@ -62,7 +62,7 @@ def evaluate(
     from mnist_dist.runtime import start
     from mnist_dist.trained import open_data, open_trained, precision_of
 
-    with start(device=device, precision=precision_of(run, device), threads=None) as runtime:
+    with start(device=device, precision=precision_of(run, device, partial(say, err=True)), threads=None) as runtime:
         trained = open_trained(run, checkpoint, runtime)
         dataset = open_data(trained, data, partial(say, err=True))
         if split not in dataset.splits:
@@ -70,7 +70,7 @@ def evaluate(
         evaluation = trained.evaluate(dataset, dataset.splits[split])
         if runtime.rank > 0:
             return
-    step = int(trained.checkpoint.name.removeprefix("step-"))
+    step = trained.step
     if as_json:
         say(json.dumps(_record(evaluation, trained.classes, step)))
         return
@@ -109,7 +109,7 @@ def predict(
     from mnist_dist.runtime import start
     from mnist_dist.trained import open_trained, precision_of, read_pictures
 
-    with start(device=device, precision=precision_of(run, device), threads=None) as runtime:
+    with start(device=device, precision=precision_of(run, device, partial(say, err=True)), threads=None) as runtime:
         trained = open_trained(run, checkpoint, runtime)
         data = trained.config.data
         most = max_megapixels or data.max_megapixels
@@ -174,7 +174,7 @@ def show(
     from mnist_dist.runtime import start
     from mnist_dist.trained import open_data, open_trained, precision_of
 
-    with start(device=device, precision=precision_of(run, device), threads=None) as runtime:
+    with start(device=device, precision=precision_of(run, device, partial(say, err=True)), threads=None) as runtime:
         trained = open_trained(run, checkpoint, runtime)
         dataset = open_data(trained, data, partial(say, err=True))
         evaluation = trained.evaluate(dataset, dataset.test)

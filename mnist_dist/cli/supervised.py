@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import io
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from typing import IO
 from mnist_dist import heartbeat
 from mnist_dist.errors import MnistDistError
 from mnist_dist.observe.names import message_of, shown, shown_lines
+from mnist_dist.storage import ContentError, obstacle, open_append
 from mnist_dist.worker import RANK_LOG, GroupFolder
 
 
@@ -61,8 +63,14 @@ def _open_log() -> IO[str]:
     path = os.environ.get(RANK_LOG)
     if path is None:
         return sys.stderr
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    return Path(path).open("a", encoding="utf-8")
+    log = Path(path)
+    if obstacle(log.parent, folder=True) is not None:
+        raise OSError(f"{log.parent} is no folder of the run")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        return io.TextIOWrapper(open_append(log), encoding="utf-8", line_buffering=True)
+    except ContentError as error:  # a link or the like lies there
+        raise OSError(str(error)) from None
 
 
 def _rank() -> int:

@@ -97,7 +97,7 @@ def train(
 ) -> None:
     """Train, evaluating and saving at the end of each epoch."""
     from mnist_dist.cli.processes import choose_ranks, own_group, this_worker
-    from mnist_dist.folder import RunFolder, default_run_folder
+    from mnist_dist.folder import RunFolder, claim_run_folder
 
     worker = this_worker(processes)
     given = {"data": data, "device": device, "precision": precision, "epochs": epochs, "seed": seed}
@@ -113,18 +113,19 @@ def train(
         return
     if resume_ and run is None:
         raise ConfigError("--resume needs --run: the folder of the run to continue, or to start.")
-    folder = RunFolder(run or default_run_folder(_name_of(source)))
-    if resume_ and folder.config.exists():
-        resolved = _continue(folder, resolved)
-        if worker is None and _is_finished(folder, as_json=as_json):
+    existing = RunFolder(run) if run and resume_ and RunFolder(run).holds_run() else None
+    if existing:
+        resolved = _continue(existing, resolved, given=data is not None, err=as_json)
+        if worker is None and _is_finished(existing, as_json=as_json):
             return
-    elif worker is None:
-        folder.check_new()
-    if init_from is not None and (worker is None or worker.rank == 0):  # it need not be on other machines
+    elif run and worker is None:
+        RunFolder(run).check_new()
+    if init_from is not None and not existing and (worker is None or worker.rank == 0):  # only rank 0 reads it
         RunFolder(init_from).check_run()
     if worker is not None:
-        _work(resolved, folder.path if run else None, resume=resume_, init_from=init_from, as_json=as_json)
+        _work(resolved, run, resume=resume_, init_from=init_from, as_json=as_json)
     else:
+        folder = RunFolder(run or claim_run_folder(_name_of(source)))
         own = own_group(ranks=ranks, log=folder.log, extra=() if run else ("--run", str(folder.path)))
         group = replace(own, start_seconds=start_timeout, hang_seconds=hang_timeout)
         again = () if resume_ else ("--resume",)
@@ -177,6 +178,8 @@ def resume(
         return
     settings = _given({"data": data, "device": device})
     resolved = load(folder.config, tuple(settings))
+    if data is None:
+        resolved = _with_data(resolved, folder, err=False)
     if worker is not None:
         _work(resolved, run, resume=True, init_from=None, as_json=False)
         return
@@ -186,32 +189,61 @@ def resume(
     _supervise(resolved, folder, group, _restarts(max_restarts, folder, ()), as_json=False)
 
 
-def _continue(folder: RunFolder, asked: Resolved) -> Resolved:
+def _continue(folder: RunFolder, asked: Resolved, *, given: bool, err: bool) -> Resolved:
     """Take the saved config of a run, if it is the one that is asked for.
+
+    Args:
+        folder: The run's.
+        asked: The command line's config.
+        given: Whether the user named the pictures; else they may lie where they did when the run was started.
+        err: Whether lines go to standard error.
 
     Raises:
         ConfigError: It differs; the message names the keys.
+        CheckpointError: The saved one is damaged or edited.
     """
     from mnist_dist.config import load
     from mnist_dist.config.resolve import differences
 
+    folder.check_run()
     saved = load(folder.config)
+    root = asked.config.data.root
+    if (
+        given
+        and root != saved.config.data.root
+        and folder.find_data(saved.config.data.root) == str(Path(root).absolute())
+    ):
+        asked = _with_root(asked, saved.config.data.root)  # the same folder, seen from here
     found = differences(saved.config, asked.config)
     if found:
         raise ConfigError(
             f"--resume: {folder.path} has another config ({'; '.join(found)}). Give the same, or another --run; "
             f"{typed('resume', folder.path)} continues it as it is."
         )
-    return saved
+    return _with_root(saved, root) if given and Path(root).is_dir() else _with_data(saved, folder, err=err)
+
+
+def _with_data(resolved: Resolved, folder: RunFolder, *, err: bool) -> Resolved:
+    """Look for a run's pictures where they were as it was started; the launcher says where they are."""
+    root = folder.find_data(resolved.config.data.root)
+    if root != resolved.config.data.root and "RANK" not in os.environ:
+        say(f"The pictures are read from {root}, as when the run was started.", err=err)
+    return _with_root(resolved, root)
+
+
+def _with_root(resolved: Resolved, root: str) -> Resolved:
+    data = resolved.config.data.model_copy(update={"root": root})
+    return replace(resolved, config=resolved.config.model_copy(update={"data": data}))
 
 
 def _is_finished(folder: RunFolder, *, as_json: bool = False) -> bool:
-    """Tell whether a run is at its end already, and say so."""
-    if not folder.result.is_file() or folder.read_result()["status"] != "finished":
+    """Return whether a run is at its end already, and say so."""
+    result = folder.read_result(lambda line: say(f"warning: {line}", err=True))
+    if result is None or result.get("status") != "finished":
         return False
-    say(f"{folder.path} is finished: {folder.read_result()['step']} steps. Nothing to do.", err=as_json)
+    say(f"{folder.path} is finished: {result.get('step')} steps. Nothing to do.", err=as_json)
     if as_json:
-        say(json.dumps(folder.read_result()))
+        say(json.dumps(result))
     return True
 
 

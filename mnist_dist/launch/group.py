@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from mnist_dist.errors import WorkerError
+from mnist_dist.errors import CheckpointError, WorkerError
 from mnist_dist.heartbeat import Pulse, Pulses
 from mnist_dist.launch.forwarding import Signals
 from mnist_dist.launch.hanging import Watch, kill_with_stacks, stopped
@@ -22,6 +22,7 @@ from mnist_dist.machine import allowed_cpus
 from mnist_dist.observe.names import shown
 from mnist_dist.shell import join, quote
 from mnist_dist.signals import name_of
+from mnist_dist.storage import ContentError, obstacle, open_append
 from mnist_dist.worker import EXPECTED_RANKS, GROUP_FOLDER, LAUNCHER, RANK_LOG, TIMEOUT, GroupFolder
 
 POLL_SECONDS = 0.02
@@ -279,5 +280,16 @@ def last_lines(path: Path) -> list[str]:
 
 
 def _open(path: Path) -> IO[bytes]:
+    """Open a rank's log; a run folder from somebody else may hold a link at its place.
+
+    Raises:
+        CheckpointError: Something else than a log lies there.
+    """
+    kind = obstacle(path.parent, folder=True)
+    if kind is not None:
+        raise CheckpointError(f"{path.parent} is a {kind}, where the ranks' logs are written: move it away.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path.open("ab")
+    try:
+        return open_append(path)
+    except ContentError as error:
+        raise CheckpointError(f"{error}, where a rank's log is written: move it away.") from None

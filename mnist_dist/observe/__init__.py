@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # they need numpy, and names are shown without it
@@ -71,5 +72,6 @@ class Observers(Observer):
         return {path: size for observer in self._observers for path, size in observer.sizes().items()}
 
     def close(self) -> None:  # noqa: D102
-        for observer in self._observers:
-            observer.close()
+        with contextlib.ExitStack() as stack:  # where one fails, the others close all the same
+            for observer in self._observers:
+                stack.callback(observer.close)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from dataclasses import asdict
@@ -10,13 +11,17 @@ from typing import Any
 
 from mnist_dist.observe import Observer
 from mnist_dist.reports import EpochReport, Evaluation, Event, StepReport
+from mnist_dist.storage import named, open_append
 
 
 class Journal(Observer):
     """Appends a line with `kind` `step`, `epoch` or `event` for each report."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("a", buffering=1, encoding="utf-8")  # a line is there as soon as it is written
+        self._path = path
+        self._file = io.TextIOWrapper(
+            open_append(path), encoding="utf-8", line_buffering=True
+        )  # a line is there at once
 
     def step(self, report: StepReport) -> None:  # noqa: D102
         self._write("step", asdict(report))
@@ -28,12 +33,14 @@ class Journal(Observer):
         self._write("epoch", report.metrics())
 
     def sizes(self) -> dict[str, int]:  # noqa: D102
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        return {Path(self._file.name).name: self._file.tell()}
+        with named(self._path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        return {self._path.name: os.fstat(self._file.fileno()).st_size}
 
     def close(self) -> None:  # noqa: D102
         self._file.close()
 
     def _write(self, kind: str, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps({"kind": kind, **record}) + "\n")
+        with named(self._path):
+            self._file.write(json.dumps({"kind": kind, **record}) + "\n")

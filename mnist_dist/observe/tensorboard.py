@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+import threading
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from mnist_dist.config import Config
 from mnist_dist.config.resolve import flatten
 from mnist_dist.data import Dataset
+from mnist_dist.folder import EVENTS_SUFFIX
 from mnist_dist.keyed import Purpose, keyed_permutation
 from mnist_dist.observe import Observer
 from mnist_dist.observe.figures import sample_grid, samples_of
 from mnist_dist.observe.names import shown
 from mnist_dist.reports import EpochReport, Evaluation, Plan, Result, StepReport
+from mnist_dist.storage import obstacle
 
 SAMPLES = 16
 COLUMNS = 4  # so that titles can be read in the page's thumbnails
@@ -31,7 +34,10 @@ class TensorBoard(Observer):
         self, folder: Path, *, config: Config, config_yaml: str, dataset: Dataset, first_step: int = 0
     ) -> None:
         self._folder = folder
-        self._writer = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else None)
+        self._excepthook, threading.excepthook = threading.excepthook, self._pass_over
+        self._writer = SummaryWriter(
+            str(folder), purge_step=first_step + 1 if first_step else None, filename_suffix=EVENTS_SUFFIX
+        )
         self._dataset = dataset
         self._samples = keyed_permutation(Purpose.SAMPLE, len(dataset.test), config.train.seed)[:SAMPLES]
         self._config = config
@@ -70,10 +76,22 @@ class TensorBoard(Observer):
 
     def sizes(self) -> dict[str, int]:  # noqa: D102
         self._writer.flush()
-        return {f"{self._folder.name}/{file.name}": file.stat().st_size for file in self._folder.iterdir()}
+        return {
+            f"{self._folder.name}/{file.name}": file.stat().st_size
+            for file in self._folder.iterdir()
+            if file.name.endswith(EVENTS_SUFFIX) and obstacle(file, folder=False) is None
+        }
 
     def close(self) -> None:  # noqa: D102
-        self._writer.close()
+        try:
+            self._writer.close()
+        finally:
+            threading.excepthook = self._excepthook
+
+    def _pass_over(self, failure: threading.ExceptHookArgs) -> None:
+        """Print no traceback of the thread that writes: its error comes back at the next call of the writer."""
+        if not isinstance(failure.exc_value, OSError):
+            self._excepthook(failure)
 
     def _add_summary(self, summary: Any) -> None:
         file = self._writer.file_writer

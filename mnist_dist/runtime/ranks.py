@@ -188,23 +188,20 @@ class Runtime:
         Raises:
             MnistDistError: What the action raised; an OSError becomes a StorageError.
         """
-        value, failure = None, None
+        value, error = None, None
         if self.rank > 0:
             heartbeat.wait()
         else:
             try:
                 value = action()
-            except errors.MnistDistError as error:
-                failure = [type(error).__name__, str(error)]
-            except OSError as error:
-                failure = [
-                    "StorageError",
-                    f"{error.filename or 'A file'} cannot be written: {error.strerror}.",
-                ]
-        failure = self.broadcast(failure)
+            except errors.MnistDistError as raised:
+                error = raised
+            except OSError as raised:
+                error = errors.storage_error(raised)
+                error.__cause__ = raised
+        failure = self.broadcast(error and errors.to_json(error))
         if failure is not None:
-            kind: type[errors.MnistDistError] = getattr(errors, failure[0])
-            raise kind(failure[1])
+            raise error or errors.from_json(failure)
         return value
 
     def close(self) -> None:

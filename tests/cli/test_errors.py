@@ -226,7 +226,7 @@ def test_a_precision_that_contradicts_accelerates_is_refused(command):
     ("damage", "code", "message"),
     [
         (lambda path: (path / "model.safetensors").write_bytes(b"x" * 100), 4, "is damaged: model.safetensors"),
-        (lambda path: (path / "meta.json").unlink(), 4, "cannot be read"),
+        (lambda path: (path / "meta.json").unlink(), 4, "meta.json is missing"),
         (lambda path: (path / "MANIFEST.json").write_text("[]"), 4, "is not whole"),
     ],
 )

@@ -4,18 +4,20 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
+FORMAT_1 = Path(__file__).with_name("format-1")
+"""A run that version 0.1.0 wrote in its first days, killed after step 20 of 21."""
 WORDS = ["train", "--epochs", "3", "--set", "train.reduction=exact", "--set", "checkpoint.keep=3"]
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A finished run of three epochs, all its checkpoints kept."""
-    import sys
-
     folder = tmp_path_factory.mktemp("finished")
     command = [sys.executable, "-m", "mnist_dist", *WORDS, "--run", "run"]
     subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=60)
@@ -156,13 +158,90 @@ def test_other_pictures_and_other_classes_are_refused(command, watched, tmp_path
     assert run.journal() == before
 
 
-def test_another_network_is_refused(command, interrupted):
-    config = interrupted.path / "config.yaml"
+def test_another_network_is_refused(command, watched):
+    run = watched("run")
+    shutil.copytree(FORMAT_1, run.path)  # its config has no hash yet, so that it can be edited unnoticed
+    config = run.path / "config.yaml"
     config.write_text(config.read_text().replace("small_cnn", "large_cnn"))
-    ended = command("resume", interrupted.path)
+    ended = command("resume", run.path)
     assert ended.code == 4
-    assert "of another network" in ended.err
-    assert len(interrupted.steps) == 3
+    assert "of another network: " in ended.err
+    assert run.steps == [20]
+
+
+def test_a_run_of_the_first_format_goes_on_with_the_same_bits(command, watched):
+    run = watched("run")
+    shutil.copytree(FORMAT_1, run.path)
+    ended = command("evaluate", run.path, "--json")
+    assert ended.json()["step"] == 20
+    ended = command("resume", run.path)
+    assert ended.code == 0, ended.err
+    assert "resumed after step 20" in ended.out
+    assert command("train", "--config", FORMAT_1 / "config.yaml", "--run", "whole").code == 0
+    assert run.bits() == watched("whole").bits()
+
+
+@pytest.mark.skipif(not shutil.which("setpriv") or os.geteuid() != 0, reason="needs setpriv and root")
+def test_an_unreadable_checkpoint_is_not_taken_for_a_damaged_one(interrupted):
+    steps, journal = interrupted.steps, interrupted.journal()
+    for path in interrupted.path.glob("checkpoints/*/model.safetensors"):
+        path.chmod(0)
+    powers = "-dac_override,-dac_read_search"
+    command = ["setpriv", "--bounding-set", powers, "--inh-caps", powers, sys.executable, "-m", "mnist_dist"]
+    ended = subprocess.run([*command, "resume", interrupted.path], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 5, ended.stderr
+    assert "model.safetensors: Permission denied: its permissions must let you read" in ended.stderr
+    assert interrupted.steps == steps
+    assert interrupted.journal() == journal
+    assert not list(interrupted.path.glob("checkpoints/corrupt-*"))
+
+
+def test_a_run_that_began_with_another_runs_weights_goes_on_without_it(command, finished, watched, tmp_path):
+    shutil.copytree(finished, tmp_path / "first")
+    words = ["train", "--epochs", "1", "--seed", 5, "--set", "train.reduction=exact", "--init-from", "first"]
+    assert command(*words, "--run", "whole").code == 0
+    run = watched("run")
+    assert command(*words, "--run", run.path, "--set", "checkpoint.keep=9").code == 0
+    assert run.steps[0] == 0
+    for path in run.path.glob("checkpoints/step-*[1-9]*"):
+        shutil.rmtree(path)  # as if it had been killed before the first checkpoint
+    (run.path / "result.json").unlink()
+    shutil.rmtree(tmp_path / "first")
+    ended = command("resume", run.path, "--processes", 2)
+    assert ended.code == 0, ended.err
+    assert run.bits() == watched("whole").bits()
+    shutil.rmtree(run.path / "checkpoints")
+    (run.path / "result.json").unlink()
+    ended = command("resume", run.path)
+    assert ended.code == 4, ended.out
+    assert "began with the weights of" in ended.err
+
+
+def test_pictures_are_found_from_another_folder(command, folder_of, tmp_path):
+    folder_of(tmp_path / "Dataset")
+    words = ["train", "--epochs", "1", "--set", "train.global_batch=4", "--data", "Dataset"]
+    assert command(*words, "--run", "run").code == 0
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for words in (["evaluate", "../run"], ["show", "../run"]):
+        ended = command(*words, cwd=elsewhere)
+        assert ended.code == 0, ended.err
+        assert f"The pictures are read from {tmp_path / 'Dataset'}, as when the run was started." in ended.err
+    (tmp_path / "run" / "result.json").unlink()
+    ended = command("resume", "../run", cwd=elsewhere)
+    assert ended.code == 0, ended.err
+    assert f"The pictures are read from {tmp_path / 'Dataset'}" in ended.out
+    (tmp_path / "Dataset").rename(elsewhere / "Dataset")  # as on another machine: the path that was given
+    assert command("evaluate", "../run", cwd=elsewhere).code == 0
+
+
+def test_a_limit_of_a_files_size_is_a_storage_error(tmp_path):
+    for kilobytes in (1, 6, 20):
+        limited = f"ulimit -f {kilobytes}; exec {sys.executable} -m mnist_dist train --epochs 1 --run run-{kilobytes}"
+        ended = subprocess.run(["bash", "-c", limited], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        assert ended.returncode == 5, ended.stderr
+        assert "File too large: raise the limit of a file's size" in ended.stderr
+        assert "Traceback" not in ended.stderr
 
 
 def test_a_run_without_a_checkpoint_begins_at_its_beginning(command, watched, finished):

@@ -1,7 +1,9 @@
-"""Imports torch once; for each folder named on standard input, forks a process that writes a checkpoint there.
+"""Imports torch once; for each line on standard input, forks a process that writes into a folder.
 
-Prints the process's pid, and lets it begin at the next line. When it has ended, prints how, what a resume would then
-find, and what is there once that resume has written the same checkpoint again: one JSON object.
+The line is `MODE FOLDER`: `third` writes a checkpoint behind two others, `again` the second one once more, and `side`
+a run's config, environment and result anew. Prints the process's pid, and lets it begin at the next line. When it has
+ended, prints how, what a resume would then find, and what is there once the same has been written again: one JSON
+object.
 """
 
 import json
@@ -12,6 +14,8 @@ from pathlib import Path
 import torch
 
 from mnist_dist import checkpoint
+from mnist_dist.errors import MnistDistError
+from mnist_dist.folder import RunFolder, config_content, write_record
 from mnist_dist.models import build_model
 
 model = build_model("small_cnn", classes=10, channels=1, image_size=28)
@@ -20,20 +24,56 @@ model(torch.zeros(1, 1, 28, 28)).sum().backward()
 optimizer.step()
 
 
-def write_third(folder: Path) -> None:
-    checkpoint.write(folder, 3, model, optimizer, {})
+def write_checkpoint(folder: Path, step: int) -> None:
+    checkpoint.write(folder, step, model, optimizer, {})
     checkpoint.prune(folder, keep=2, best=None)
 
 
+def write_side_files(folder: Path, version: int) -> None:
+    run = RunFolder(folder)
+    write_record(run.environment, {"version": version})
+    write_record(run.result, {"version": version})
+    run.write_config(config_content(f"version: {version}\n", None)[0])
+
+
+def prepare(mode: str, folder: Path) -> None:
+    if mode == "side":
+        folder.mkdir()
+        write_side_files(folder, 1)
+    else:
+        write_checkpoint(folder, 1)
+        write_checkpoint(folder, 2)
+
+
+def write(mode: str, folder: Path) -> None:
+    if mode == "side":
+        write_side_files(folder, 2)
+    else:
+        write_checkpoint(folder, 3 if mode == "third" else 2)
+
+
+def find(mode: str, folder: Path, warnings: list[str]) -> object:
+    if mode != "side":
+        whole = checkpoint.newest_whole(folder, warnings.append)
+        return whole and whole.name
+    run = RunFolder(folder)
+    try:
+        run.check_run()
+    except MnistDistError as error:
+        warnings.append(str(error))
+    records = run.read_environment(warnings.append), run.read_result(warnings.append)
+    return [*(record["version"] for record in records if record), int(run.config.read_text().split()[-1])]
+
+
 while line := sys.stdin.readline():
-    folder = Path(line.strip())
-    checkpoint.write(folder, 1, model, optimizer, {})
-    checkpoint.write(folder, 2, model, optimizer, {})
+    mode, _, path = line.strip().partition(" ")
+    folder = Path(path)
+    prepare(mode, folder)
     gate, opener = os.pipe()
     child = os.fork()
     if not child:
         os.read(gate, 1)
-        write_third(folder)
+        write(mode, folder)
         os._exit(0)
     print(child, flush=True)
     sys.stdin.readline()
@@ -42,11 +82,11 @@ while line := sys.stdin.readline():
     os.close(gate)
     os.close(opener)
     warnings: list[str] = []
-    whole = checkpoint.newest_whole(folder, warnings.append)
-    write_third(folder)
+    found = find(mode, folder, warnings)
+    write(mode, folder)
     outcome = {
         "code": os.waitstatus_to_exitcode(status),
-        "newest_whole": whole and whole.name,
+        "found": found,
         "warnings": warnings,
         "after": sorted(path.name for path in folder.iterdir()),
     }

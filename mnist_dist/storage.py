@@ -1,0 +1,248 @@
+"""Files of a run folder: written whole or not at all, read up to a limit, and never through a link.
+
+A run folder may come from somebody else. Nothing in it is believed to be a plain file of a sensible size before it is
+opened, and nothing is written through a link that lies in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+SIDE_FILE_BYTES = 1 << 24
+"""More than any config, record or manifest has."""
+
+_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
+_CLOEXEC = getattr(os, "O_CLOEXEC", 0)
+_BINARY = getattr(os, "O_BINARY", 0)
+_NONBLOCK = getattr(os, "O_NONBLOCK", 0)  # a pipe without a writer never blocks the open
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+
+class ContentError(ValueError):
+    """A file is missing, is no plain file, or has another length or content than it must have.
+
+    An `OSError` says something else: the file may be whole, but the system cannot read it now.
+    """
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Replace a file so that after any kill or power cut the old or the new one is there, whole.
+
+    Args:
+        path: A link there is replaced, not followed.
+        content: All of the new file.
+
+    Raises:
+        OSError: The disk is full or read-only, or `path` is a folder; the old file is untouched.
+    """
+    temporary = temporary_of(path)
+    temporary.unlink(missing_ok=True)  # left by a kill
+    try:
+        write_new(temporary, content)
+        temporary.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def temporary_of(path: Path) -> Path:
+    """Name the file that `write_whole` writes before it takes the place of `path`."""
+    return path.with_name(f".{path.name}.writing")
+
+
+def write_new(path: Path, content: bytes) -> None:
+    """Write and sync a file that must not exist yet.
+
+    Raises:
+        OSError: There is something at `path`, a link too, or the disk is full or read-only.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _CLOEXEC | _BINARY
+    with named(path), os.fdopen(os.open(path, flags, 0o666), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def open_plain(path: Path, flags: int = os.O_RDONLY) -> BinaryIO:
+    """Open a plain file, without following a link at its place.
+
+    Args:
+        path: The file.
+        flags: `os.O_RDONLY`, or `os.O_WRONLY | os.O_APPEND | os.O_CREAT`, which is made where there is none.
+
+    Raises:
+        ContentError: There is no such file, or it is a link, a folder, a pipe or a device.
+        OSError: The system cannot open it.
+    """
+    try:
+        descriptor = os.open(path, flags | _NOFOLLOW | _NONBLOCK | _CLOEXEC | _BINARY, 0o666)
+    except FileNotFoundError:
+        raise ContentError(f"{path} is missing") from None
+    except OSError as error:
+        kind = _kind_of(path)
+        if kind is None:
+            raise
+        raise ContentError(f"{path} is a {kind}, not a file") from error
+    kind = _kind(os.fstat(descriptor).st_mode)
+    if kind is not None:
+        os.close(descriptor)
+        raise ContentError(f"{path} is a {kind}, not a file")
+    return os.fdopen(descriptor, "rb" if flags == os.O_RDONLY else "ab")
+
+
+def open_append(path: Path) -> BinaryIO:
+    """Open a plain file to write at its end, or make it; `open_plain` has the errors."""
+    return open_plain(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+
+def read_plain(path: Path, limit: float = SIDE_FILE_BYTES) -> bytes:
+    """Read a plain file of at most `limit` bytes.
+
+    Raises:
+        ContentError: There is no such file, it is a link, a folder, a pipe or a device, or it is longer.
+        OSError: The system cannot read it.
+    """
+    with named(path), open_plain(path) as file:
+        if os.fstat(file.fileno()).st_size > limit:
+            raise ContentError(f"{path} is longer than {limit:,} bytes")
+        return file.read()
+
+
+def parse_record(content: bytes, what: str) -> dict[str, Any]:
+    """Parse a JSON object.
+
+    Args:
+        content: The JSON.
+        what: Names it in the message.
+
+    Raises:
+        ContentError: It is none.
+    """
+    try:
+        record = json.loads(content)
+    except (ValueError, RecursionError):
+        raise ContentError(f"{what} is {'no JSON' if content else 'empty'}") from None
+    if not isinstance(record, dict):
+        raise ContentError(f"{what} is no JSON object")
+    return record
+
+
+def cut(path: Path, size: int) -> None:
+    """Keep the first `size` bytes of a plain file; a copy that shares its disk space (a hard link) stays as it is.
+
+    Raises:
+        ContentError: It is no plain file.
+        OSError: The system cannot write it.
+    """
+    with named(path), open_plain(path) as file:
+        status = os.fstat(file.fileno())
+        if status.st_size <= size:
+            return
+        if status.st_nlink > 1:
+            write_whole(path, file.read(size))
+            return
+    with named(path), open_plain(path, os.O_WRONLY | os.O_APPEND) as file:
+        os.ftruncate(file.fileno(), size)
+
+
+def entries(folder: Path) -> list[str]:
+    """List the names in a folder; none where there is no such folder.
+
+    Raises:
+        OSError: The folder cannot be read. (`Path.glob` would list nothing then.)
+    """
+    try:
+        return os.listdir(folder)  # noqa: PTH208 - names alone
+    except FileNotFoundError:
+        return []
+
+
+def is_real_folder(path: Path) -> bool:
+    """Return whether there is a folder at a path, and not a link to one."""
+    return stat.S_ISDIR(_mode(path) or 0)
+
+
+def obstacle(path: Path, *, folder: bool) -> str | None:
+    """Name what stands at the place of a plain file, or of a folder, that is neither that nor absent.
+
+    Returns:
+        `link`, `folder`, `pipe`, `device`, `socket` or `file`; None where nothing is in the way.
+    """
+    mode = _mode(path)
+    if mode is None:
+        return None
+    if folder:
+        return None if stat.S_ISDIR(mode) else _kind(mode) or "file"
+    return _kind(mode)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Let two folders trade their names at one stroke.
+
+    Returns:
+        False where the system or the file system cannot; nothing has changed then.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    code = rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
+    return bool(code == 0)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a folder's entries last; Windows can't and needn't."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY | _CLOEXEC)
+        try:
+            with named(folder):
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Give an error of a system call on an open file the file's name, which it lacks."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+def _kind_of(path: Path) -> str | None:
+    mode = _mode(path)
+    return None if mode is None else _kind(mode)
+
+
+def _mode(path: Path) -> int | None:
+    try:
+        return path.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _kind(mode: int) -> str | None:
+    """Name a kind of file; None for a plain one."""
+    kinds: dict[str, Callable[[int], bool]] = {
+        "link": stat.S_ISLNK,
+        "folder": stat.S_ISDIR,
+        "pipe": stat.S_ISFIFO,
+        "socket": stat.S_ISSOCK,
+        "device": lambda mode: stat.S_ISCHR(mode) or stat.S_ISBLK(mode),
+    }
+    return next((name for name, matches in kinds.items() if matches(mode)), None)

@@ -1,0 +1,187 @@
+import errno
+import json
+import os
+
+import pytest
+import torch
+
+from mnist_dist import checkpoint, errors
+from mnist_dist.checkpoint_files import remove, step_of, steps, verify
+from mnist_dist.errors import CheckpointError, DamagedError, GroupError, StoppedError
+from mnist_dist.folder import claim_run_folder
+from mnist_dist.storage import ContentError, cut, exchange, open_append, parse_record, read_plain, write_whole
+
+
+def test_a_file_is_replaced_and_a_link_at_its_place_is_not_followed(tmp_path):
+    outside, path = tmp_path / "outside", tmp_path / "file"
+    outside.write_text("precious")
+    path.symlink_to(outside)
+    (tmp_path / ".file.writing").symlink_to(outside)
+    write_whole(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert not path.is_symlink()
+    assert outside.read_text() == "precious"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "outside"]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "file"
+    path.mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_whole(path, b"new")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "is missing"),
+        (lambda path: path.symlink_to("elsewhere"), "is a link"),
+        (lambda path: path.symlink_to("/dev/zero"), "is a link"),
+        (lambda path: path.mkdir(), "is a folder"),
+        (os.mkfifo, "is a pipe"),
+        (lambda path: path.write_bytes(b"x" * 101), "is longer than 100 bytes"),
+    ],
+)
+def test_only_plain_files_up_to_a_limit_are_read(tmp_path, make, message):
+    make(tmp_path / "file")
+    with pytest.raises(ContentError, match=message):
+        read_plain(tmp_path / "file", limit=100)
+
+
+@pytest.mark.parametrize("make", [lambda path: path.symlink_to("elsewhere"), lambda path: path.mkdir(), os.mkfifo])
+def test_nothing_but_a_plain_file_is_appended_to(tmp_path, make):
+    make(tmp_path / "file")
+    with pytest.raises(ContentError):
+        open_append(tmp_path / "file")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_hard_link_keeps_what_is_cut_off(tmp_path):
+    path, copy = tmp_path / "file", tmp_path / "copy"
+    path.write_bytes(b"abcdef")
+    cut(path, 5)
+    copy.hardlink_to(path)
+    cut(path, 2)
+    cut(path, 9)
+    assert path.read_bytes() == b"ab"
+    assert copy.read_bytes() == b"abcde"
+
+
+@pytest.mark.parametrize("content", [b"", b"\0\0", b"[1]", b"{", b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b"}"])
+def test_a_record_is_a_json_object_or_an_error(content):
+    with pytest.raises(ContentError):
+        parse_record(content, "it")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc"), reason="only Linux can")  # noqa: PTH110
+def test_two_folders_trade_their_names_where_the_system_can(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    if not exchange(tmp_path / "one", tmp_path / "two"):
+        pytest.skip("this file system cannot")
+    assert (tmp_path / "one" / "two").exists()
+    assert not exchange(tmp_path / "one", tmp_path / "missing")
+
+
+@pytest.mark.parametrize("name", ["step-00000010", "step-123456789"])
+def test_a_checkpoints_name_has_its_step(name):
+    assert step_of(name) == int(name[5:])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["step-10", "step-00000010.bak", "step-00000010 (copy)", "step-10-keep", "step-000000010", "step-١٢٣٤٥٦٧٨", "last"],
+)
+def test_no_other_name_is_a_checkpoints(name):
+    assert step_of(name) is None
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Checkpoints of three steps, around the one at which names become longer."""
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in (100_000_000, 99_999_999, 99_999_998):
+        checkpoint.write(tmp_path, step, model, optimizer, {})
+    return tmp_path
+
+
+def test_checkpoints_are_sorted_by_their_number(written):
+    assert list(steps(written)) == [99_999_998, 99_999_999, 100_000_000]
+    checkpoint.prune(written, keep=2, best=None)
+    assert list(steps(written)) == [99_999_999, 100_000_000]
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_is_a_warning(written):
+    (written / "step-99999998" / "notes.txt").write_text("mine")
+    lines = []
+    checkpoint.prune(written, keep=1, best=None, warn=lines.append)
+    assert len(lines) == 1
+    assert "step-99999998 is no longer needed and cannot be removed (Directory not empty)" in lines[0]
+    assert [path.name for path in (written / "step-99999998").iterdir()] == ["notes.txt"]
+    assert list(steps(written)) == [99_999_998, 100_000_000]
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        {},
+        {"meta.json": "0"},
+        {"/dev/zero": "0"},
+        {"../../secret": "0"},
+        {"meta.json": 7},
+        [],
+    ],
+)
+def test_a_manifest_names_exactly_the_files_of_a_checkpoint(written, manifest):
+    path = written / "step-100000000"
+    content = json.loads((path / "MANIFEST.json").read_text())
+    changed = {**content, **manifest} if manifest else manifest
+    (path / "MANIFEST.json").write_text(json.dumps(changed))
+    with pytest.raises(DamagedError):
+        verify(path)
+
+
+def test_a_checkpoint_that_cannot_be_read_is_not_a_damaged_one(written, monkeypatch):
+    def fail(*arguments):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "open", fail)
+    with pytest.raises(OSError, match="Too many open files"):
+        checkpoint.newest_whole(written, print)
+    monkeypatch.undo()
+    assert list(steps(written)) == [99_999_998, 99_999_999, 100_000_000]
+
+
+def test_only_a_damaged_checkpoint_is_moved_aside(written):
+    newest = written / "step-100000000"
+    (newest / "model.safetensors").write_bytes(b"")
+    lines = []
+    assert checkpoint.newest_whole(written, lines.append) == written / "step-99999999"
+    assert len(lines) == 1
+    remove(written / "step-99999999")
+    (written / "step-99999998").rename(written / "step-99999997")
+    with pytest.raises(CheckpointError, match="is that of step 99999998"):
+        checkpoint.newest_whole(written, lines.append)
+
+
+def test_runs_that_start_in_the_same_second_get_a_folder_each(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {claim_run_folder("train") for _ in range(5)}
+    assert len(names) == 5
+    assert all(name.is_dir() for name in names)
+
+
+@pytest.mark.parametrize("error", [StoppedError("Stopped.", 15), GroupError("one", "two", code=3), DamagedError("no")])
+def test_an_error_comes_back_from_json_as_it_was(error):
+    copy = errors.from_json(json.loads(json.dumps(errors.to_json(error))))
+    assert (type(copy), str(copy), copy.exit_code) == (type(error), str(error), error.exit_code)
+
+
+@pytest.mark.parametrize("number", [errno.EFBIG, errno.ENOSPC, errno.EIO, errno.ESTALE, errno.EMFILE])
+def test_an_error_of_a_disk_says_what_to_do(number):
+    error = errors.storage_error(OSError(number, os.strerror(number)))
+    assert error.exit_code == 5
+    assert str(error).startswith(f"The disk: {os.strerror(number)}: ")
