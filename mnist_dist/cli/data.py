@@ -119,7 +119,8 @@ def stats(
         "follow_links": ("--follow-links", follow_links),
         "max_megapixels": ("--max-megapixels", max_megapixels),
     }
-    settings = (Setting(key=f"data.{key}", value=value, origin=flag) for key, (flag, value) in given.items())
+    settings = [Setting(key=f"data.{key}", value=value, origin=flag) for key, (flag, value) in given.items()]
+    settings.append(Setting(key="model.name", value="large_cnn", origin=""))  # of ours, it takes the smallest pictures
     dataset = open_dataset(load(None, tuple(settings)).config.data, seed=0, announce=partial(say, err=True))
     counts = {
         name: np.bincount(split.labels, minlength=len(dataset.classes)).tolist()

@@ -51,10 +51,13 @@ def _refusal(error: typer.TyperException) -> str:
 
 def _instead_of_option(option: str, context: Any, words: list[str]) -> str:
     from mnist_dist.config.explain import all_keys
-    from mnist_dist.config.suggestions import suggest_option
+    from mnist_dist.config.suggestions import options_meant, suggest_option
 
     if not option.startswith("--"):
         return " Long options begin with two dashes."
+    for argument, shown in _arguments(context):
+        if argument.rstrip("s") in options_meant(option):  # [RUNS] is a run, or several
+            return f" Write the {shown.strip('[].').lower()} without it: `mnist-dist {' '.join([*words, shown])}`."
     suggestion = suggest_option(option, _options(context), all_keys())
     if words == ["resume"] and suggest_option(option, _options(context, of="train"), all_keys()).startswith(" Did"):
         return " A resumed run keeps its config: `mnist-dist train --config RUN --init-from RUN` starts another one."
@@ -82,6 +85,14 @@ def _options(context: Any, of: str | None = None) -> list[str]:
         if not getattr(parameter, "hidden", False) and parameter.param_type_name == "option"
         for name in parameter.opts
         if name.startswith("--")
+    ]
+
+
+def _arguments(context: Any) -> list[tuple[str, str]]:
+    """List the words that a command takes without an option: what each is called, and how help shows it."""
+    arguments = [parameter for parameter in context.command.params if parameter.param_type_name == "argument"]
+    return [
+        (str(argument.metavar or argument.name).strip("[].").lower(), str(argument.metavar)) for argument in arguments
     ]
 
 

@@ -108,7 +108,8 @@ _OPTIONS = {
     "--model": "arch architecture network backbone net model_name",
     "--batch-size": "batch batchsize bs bsz total_batch_size train_batch_size global_batch global_batch_size",
     "--lr": "learning_rate learningrate base_lr lr0 max_lr peak_lr init_lr initial_lr",
-    "--config": "cfg conf config_file preset recipe yaml",
+    "--config": "cfg conf config_file preset recipe yaml source",
+    "--image": "images input file files picture pictures img path",
     "--init-from": "pretrained weights pretrained_weights finetune load_from init init_weights",
     "--resume": "continue resume_from resume_from_checkpoint",
     "--checkpoint": "ckpt ckpt_path checkpoint_path weights epoch step",
@@ -232,6 +233,12 @@ def suggest_option(option: str, options: list[str], keys: list[str]) -> str:
         return " This command chooses its own batches; they change no result."
     close = difflib.get_close_matches(name, names, n=1, cutoff=CLOSE)
     return f" Did you mean {names[close[0]]}?" if close else ""
+
+
+def options_meant(option: str) -> set[str]:
+    """Return what an option may be called here, without dashes: its own name, and those that it is a synonym of."""
+    name = plain(option)
+    return {name, *(plain(ours) for ours in _index(_OPTIONS).get(name, []))}
 
 
 def suggest_command(word: str, commands: list[str]) -> str:
