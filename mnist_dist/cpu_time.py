@@ -35,6 +35,12 @@ class Moment:
     ours: float
     """Of this process and of children that have ended."""
 
+    def __sub__(self, earlier: Moment) -> Moment:
+        return Moment(**{name: getattr(self, name) - getattr(earlier, name) for name in self.__slots__})
+
+    def __add__(self, span: Moment) -> Moment:
+        return Moment(**{name: getattr(self, name) + getattr(span, name) for name in self.__slots__})
+
     @classmethod
     def now(cls, file: Path = PROCESSOR_TIMES) -> Moment | None:
         """Read the sums; `None` where the system does not show them (only Linux does)."""
@@ -50,6 +56,10 @@ class Moment:
             stolen=stolen,
             ours=own_seconds(),
         )
+
+
+NOTHING = Moment(clock=0.0, machine=0.0, stolen=0.0, ours=0.0)
+"""A span of no time, to which others are added."""
 
 
 def own_seconds() -> float:

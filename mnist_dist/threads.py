@@ -8,14 +8,15 @@ programs leave CPUs, and fewer for the rest of the run when a program comes that
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from mnist_dist.config.schema import Config
-from mnist_dist.cpu_time import Moment, others_between
+from mnist_dist.cpu_time import NOTHING, Moment, others_between
 from mnist_dist.machine import allowed_cpus, asked_threads
 
 FLOP_PER_THREAD = 4e7
@@ -28,8 +29,10 @@ SPINS, FEW_SPINS = 50_000, 2_000
 program; few spins cost a step of short operations a tenth on a quiet machine."""
 A_CPU = 0.35
 """From this share of a CPU on, what others use counts as a whole one."""
-WINDOW_SECONDS, WINDOWS = 1.0, 3
-"""A run is crowded once it was in so many such windows in a row."""
+WINDOW_SECONDS = 0.25
+"""Over so long the CPUs are counted that others use; the system counts in hundredths of a second."""
+LEAST_SECONDS, MOST_SECONDS = 0.5, 3.0
+"""How long a run has to be crowded without a break."""
 
 _began: Moment | None = None
 _helpers_seconds = 0.0
@@ -173,38 +176,72 @@ class Crowding:
         self._cpus = cpus
         self._now = now
         self._threads = threads or 1
-        self.restart()
+        self._steps_per_second = 0.0  # while it was not crowded
+        self._crowded: list[tuple[float, int]] = []  # seconds, and threads that fitted, of windows in a row
+        self._window = NOTHING
+        self._steps = 0
+        self._begin_span()
 
     def lower(self, threads: int) -> None:
         """Take note that this rank now computes with fewer threads."""
         self._threads = threads
-        self.restart()
+        self._crowded.clear()
+        self._next_window()
 
-    def restart(self) -> None:
-        """Begin a new window: what was done since the last one was no training, in which all ranks work alike."""
-        self._crowded: list[int] = []
-        self._begin()
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out what is no training, in which ranks do not all work alike."""
+        self._end_span()
+        yield
+        self._begin_span()
 
-    def look(self) -> int:
+    def look(self, steps_left: int) -> int:
         """Return how many threads fit beside the other programs if those are fewer, and have been for a while; else 0.
 
-        Costs next to nothing but once a second: call it every step.
+        Costs next to nothing but four times a second: call it every step.
+
+        Args:
+            steps_left: To the run's end: a run that is soon over does not wait as long.
         """
+        self._steps += 1
         if time.monotonic() < self._due:
             return 0
-        before = self._before
-        self._begin()
-        if before is None or self._before is None:
+        self._end_span()
+        self._begin_span()
+        seconds = self._window.clock
+        if seconds < WINDOW_SECONDS:
             return 0
-        others = others_between(before, self._before, processes=self._cpus.local_ranks)
-        fitting = self._cpus.threads_beside(others.cpus)
-        self._crowded = [*self._crowded, fitting] if fitting < self._threads else []
-        return max(self._crowded) if len(self._crowded) >= WINDOWS else 0
+        fitting = self._cpus.threads_beside(
+            others_between(NOTHING, self._window, processes=self._cpus.local_ranks).cpus
+        )
+        if fitting < self._threads:
+            self._crowded.append((seconds, fitting))
+        else:
+            self._crowded.clear()
+            self._steps_per_second = self._steps / seconds
+        self._next_window()
+        if sum(seconds for seconds, _ in self._crowded) < self._patience(steps_left):
+            return 0
+        return max(threads for _, threads in self._crowded)
 
-    def _begin(self) -> None:
-        self._before = self._now()
-        never = self._threads == 1 or self._before is None
-        self._due = math.inf if never else time.monotonic() + WINDOW_SECONDS
+    def _patience(self, steps_left: int) -> float:
+        """Return the seconds that have to be crowded: fewer threads cost speed once the other program has ended."""
+        seconds_left = steps_left / self._steps_per_second if self._steps_per_second else math.inf
+        return max(LEAST_SECONDS, min(MOST_SECONDS, seconds_left / 4))
+
+    def _next_window(self) -> None:
+        self._window, self._steps = NOTHING, 0
+        self._begin_span()
+
+    def _begin_span(self) -> None:
+        self._before = self._now() if self._threads > 1 else None
+        never = self._before is None
+        self._due = math.inf if never else time.monotonic() + WINDOW_SECONDS - self._window.clock
+
+    def _end_span(self) -> None:
+        now = self._now() if self._before is not None else None
+        if self._before is not None and now is not None:
+            self._window += now - self._before
 
 
 def _small_cnn(channels: int, size: int) -> int:

@@ -52,9 +52,9 @@ def train(parts: Parts, progress: Progress) -> None:
     while True:
         ends = (sampler.epoch_end(sampler.epoch_of(progress.step - 1)), total_steps)
         if progress.epoch.images and progress.step in ends:
-            _finish_epoch(parts, progress, _set_rate(parts, progress.step - 1, total_steps))
+            with crowding.paused():
+                _finish_epoch(parts, progress, _set_rate(parts, progress.step - 1, total_steps))
             clock.restart()
-            crowding.restart()
         if progress.step == total_steps:
             vote.result()
             return
@@ -100,14 +100,14 @@ def train(parts: Parts, progress: Progress) -> None:
             raise NonFiniteError(_divergence(f"A gradient of step {done}, at fp16's smallest loss scale,", rate))
         if saves:
             reduction.settle()
-            parts.save(progress)
+            with crowding.paused():
+                parts.save(progress)
             clock.restart()
-            crowding.restart()
         if stops:
             raise StoppedError(f"Stopped by {signals.name_of(decision)} after step {done} of {total_steps}.", decision)
         if decision > SAVE:
             _take_fewer_threads(parts, progress, FEWER_THREADS - decision)
-        fitting = crowding.look()
+        fitting = crowding.look(total_steps - done)
         vote.cast(
             signals.pending() or (SAVE if clock.save_is_due() else 0) or (FEWER_THREADS - fitting if fitting else 0)
         )

@@ -84,7 +84,7 @@ def test_threads_spin_long_only_where_operations_are_short(monkeypatch, model, s
 
 
 class Machine:
-    """CPU times that a test moves on."""
+    """CPU times that a test moves on, a quarter of a second at a time."""
 
     def __init__(self, monkeypatch):
         self.clock = self.machine = self.ours = 0.0
@@ -93,10 +93,10 @@ class Machine:
     def now(self):
         return Moment(clock=self.clock, machine=self.machine, stolen=0.0, ours=self.ours)
 
-    def second(self, *, ours, others):
-        self.clock += 1.01
-        self.ours += ours
-        self.machine += ours + others
+    def work(self, *, ours, others, seconds=0.26):
+        self.clock += seconds
+        self.ours += ours * seconds
+        self.machine += (ours + others) * seconds
 
 
 @pytest.fixture
@@ -104,53 +104,77 @@ def machine(monkeypatch):
     return Machine(monkeypatch)
 
 
-def test_a_run_is_crowded_after_three_crowded_seconds_in_a_row(machine):
+def seconds_until_lowered(machine, crowding, others, *, steps_left=10**9, most=100):
+    """Work beside other programs until threads are to be lowered, and tell after how long and to what."""
+    began = machine.clock
+    for _ in range(most):
+        machine.work(ours=1.0, others=others)
+        if fitting := crowding.look(steps_left):
+            return machine.clock - began, fitting
+    return None
+
+
+def test_a_run_is_crowded_after_three_seconds_in_a_row(machine):
+    crowding = Crowding(TWO, 2, machine.now)
+    for _ in range(3):
+        assert seconds_until_lowered(machine, crowding, 1.0, most=10) is None
+        assert seconds_until_lowered(machine, crowding, 0.0, most=1) is None  # a break begins the count anew
+    seconds, fitting = seconds_until_lowered(machine, crowding, 1.0)
+    assert 3.0 <= seconds < 3.5
+    assert fitting == 1
+
+
+def test_a_run_that_is_soon_over_does_not_wait_as_long(machine):
+    crowding = Crowding(TWO, 2, machine.now)
+    assert seconds_until_lowered(machine, crowding, 0.0, most=8) is None  # four steps a second
+    seconds, _ = seconds_until_lowered(machine, crowding, 1.0, steps_left=8)
+    assert 0.5 <= seconds < 1.0
+
+
+def test_what_happens_between_spans_of_training_does_not_count(machine):
+    crowding = Crowding(TWO, 2, machine.now)
+    for _ in range(30):
+        with crowding.paused():
+            machine.work(ours=0.5, others=1.5)  # rank 0 alone evaluates, say
+        machine.work(ours=2.0, others=0.0)
+        assert crowding.look(10**9) == 0
+
+
+def test_spans_of_training_shorter_than_a_window_are_added_up(machine):
     crowding = Crowding(TWO, 2, machine.now)
     found = []
-    for others in (1.0, 1.0, 0.0, 1.0, 1.0, 1.0):
-        machine.second(ours=1.0, others=others)
-        found.append(crowding.look())
-    assert found == [0, 0, 0, 0, 0, 1]
-    assert crowding.look() == 0  # only once a second
-
-
-def test_time_outside_of_training_does_not_count_as_crowded(machine):
-    crowding = Crowding(TWO, 2, machine.now)
-    for _ in range(6):
-        machine.second(ours=0.5, others=1.5)  # rank 0 alone evaluates, say
-        crowding.restart()
-        assert crowding.look() == 0
+    for _ in range(100):
+        machine.work(ours=1.0, others=1.0, seconds=0.06)
+        found.append(crowding.look(10**9))
+        with crowding.paused():
+            machine.work(ours=1.0, others=0.0)
+    assert 1 in found
 
 
 def test_the_other_ranks_of_a_machine_are_no_other_programs(machine):
     crowding = Crowding(Cpus(machine=8, allowed=8, local_ranks=2), 4, machine.now)
-    for _ in range(5):
-        machine.second(ours=4.0, others=4.0)  # of which all is the other rank's
-        assert crowding.look() == 0
+    for _ in range(30):
+        machine.work(ours=4.0, others=4.0)  # of which all is the other rank's
+        assert crowding.look(10**9) == 0
 
 
 @pytest.mark.parametrize("given", [None, 1])
 def test_a_run_whose_threads_may_not_or_cannot_become_fewer_does_not_look(machine, given):
-    crowding = Crowding(TWO, given, machine.now)
-    for _ in range(5):
-        machine.second(ours=0.1, others=1.9)
-        assert crowding.look() == 0
+    assert seconds_until_lowered(machine, Crowding(TWO, given, machine.now), 1.9) is None
 
 
-def test_once_lowered_a_run_is_lowered_again_only_when_still_fewer_fit(machine):
+def test_a_run_is_lowered_again_only_when_still_fewer_threads_fit(machine):
     crowding = Crowding(Cpus(machine=4, allowed=4, local_ranks=1), 4, machine.now)
-    found = []
-    for others in (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 2.0, 2.0, 2.0):
-        machine.second(ours=2.0, others=others)
-        fitting = crowding.look()
-        if fitting:
-            found.append(fitting)
-            crowding.lower(fitting)
-    assert found == [3, 2]
+    _, fitting = seconds_until_lowered(machine, crowding, 1.0)
+    crowding.lower(fitting)
+    assert fitting == 3
+    assert seconds_until_lowered(machine, crowding, 1.0) is None
+    _, fitting = seconds_until_lowered(machine, crowding, 2.0)
+    assert fitting == 2
 
 
 def test_a_system_that_shows_no_cpu_times_is_taken_for_quiet(monkeypatch):
     monkeypatch.setattr(threads.Moment, "now", lambda *_: None)
     prepare(Config(), 1)
     assert threads.others_since_prepare(1) == 0.0
-    assert Crowding(TWO, 2, lambda: None).look() == 0
+    assert Crowding(TWO, 2, lambda: None).look(1) == 0
