@@ -99,10 +99,14 @@ def prepare(config: Config, ranks: int) -> None:
     """
     global _began
     _began = Moment.now()
+    flop = step_flop(config, ranks)
+    spin(SPINS if flop is not None and flop < LONG_STEP_FLOP else FEW_SPINS)
+
+
+def spin(count: int = FEW_SPINS) -> None:
+    """Set how long threads spin unless the user has: call it before torch is imported."""
     if "OMP_WAIT_POLICY" not in os.environ:
-        flop = step_flop(config, ranks)
-        spins = SPINS if flop is not None and flop < LONG_STEP_FLOP else FEW_SPINS
-        os.environ.setdefault("GOMP_SPINCOUNT", str(spins))
+        os.environ.setdefault("GOMP_SPINCOUNT", str(count))
 
 
 def count_as_ours(seconds: float) -> None:

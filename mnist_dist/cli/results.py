@@ -59,6 +59,9 @@ def evaluate(
 
         raise typer.Exit(run_local(own_group(ranks=processes)))
 
+    from mnist_dist.threads import spin
+
+    spin()  # before torch is imported
     from mnist_dist.runtime import start
     from mnist_dist.trained import open_data, open_trained, precision_of
 
@@ -106,6 +109,9 @@ def predict(
 
     from mnist_dist.data.pictures import Decoding
     from mnist_dist.observe.figures import Sample, sample_grid
+    from mnist_dist.threads import spin
+
+    spin()  # before torch is imported
     from mnist_dist.runtime import start
     from mnist_dist.trained import open_trained, precision_of, read_pictures
 
@@ -171,6 +177,9 @@ def show(
     from mnist_dist.keyed import Purpose, keyed_permutation
     from mnist_dist.observe.figures import sample_grid, samples_of
     from mnist_dist.observe.terminal import print_samples
+    from mnist_dist.threads import spin
+
+    spin()  # before torch is imported
     from mnist_dist.runtime import start
     from mnist_dist.trained import open_data, open_trained, precision_of
 
