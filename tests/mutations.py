@@ -115,7 +115,7 @@ def limited_memory(length: int) -> Iterator[None]:
 def smooth(generator: Generator, mode: str, size: tuple[int, int] = (14, 11)) -> Image.Image:
     """Draw a picture that is neither flat nor noise."""
     coarse = generator.integers(0, 256, (4, 5, 4), np.uint8)
-    picture = Image.fromarray(coarse, "RGBA").resize(size, Image.Resampling.BICUBIC)
+    picture = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
     if mode in ("F", "I"):
         return picture.convert("L").convert(mode).point(lambda value: value * (1 / 256 if mode == "F" else 256) + 0)
     if mode == "LAB":

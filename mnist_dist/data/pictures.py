@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import multiprocessing
 import os
@@ -82,6 +83,17 @@ class _Chunks(Generic[T]):
         return math.ceil(len(self.files) / self.size)
 
     def decode(self, chunk: int) -> Chunk[T]:
+        """Decode one of the chunks, and keep of it what `keep` returns."""
+        try:
+            return self._decode(chunk)
+        except MemoryError:
+            file = self.files[self.progress[2 * chunk + 1] - 1]
+            raise DeviceMemoryError(
+                f"Memory ran out while {self.root}/{file} and those after it were decoded: free some, or decode on "
+                f"fewer CPUs at once (taskset)."
+            ) from None
+
+    def _decode(self, chunk: int) -> Chunk[T]:
         start = chunk * self.size
         files = self.files[start : start + self.size]
         paths = [f"{self.root}/{file}" for file in files]
@@ -89,12 +101,9 @@ class _Chunks(Generic[T]):
         image_size, channels = self.decoding.image_size, self.decoding.channels
         unreadable: list[tuple[str, str]] = []
         warnings: dict[str, str] = {}
-        try:
-            images = np.zeros((len(files), *self.decoding.shape), np.uint8)
-            plain, pixels = decode_plain(paths, image_size, channels)
-            images[plain] = pixels
-        except MemoryError:
-            raise DeviceMemoryError(f"Memory ran out while {paths[0]} and those after it were decoded.") from None
+        images = np.zeros((len(files), *self.decoding.shape), np.uint8)
+        plain, pixels = decode_plain(paths, image_size, channels)
+        images[plain] = pixels
         for row in sorted(set(range(len(files))).difference(plain.tolist())):
             self.progress[2 * chunk + 1] = 1 + start + row
             warned: list[str] = []
@@ -168,6 +177,13 @@ def _in_processes(chunks: _Chunks[T]) -> Iterator[Chunk[T]]:
             yield from decoded
     except BrokenProcessPool:
         raise _broken(chunks, {worker.pid or 0: worker.exitcode or 0 for worker in workers}) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOMEM, errno.EAGAIN):
+            raise
+        raise DeviceMemoryError(
+            f"The system starts no process to decode {chunks.root} ({error.strerror}): free memory, or decode on fewer "
+            f"CPUs at once (taskset)."
+        ) from None
 
 
 def _begin(ends_with_parent: Callable[[], None] | None, chunks: _Chunks[Any]) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 import time
 
 import pytest
@@ -261,6 +262,20 @@ def test_pictures_of_other_classes_are_refused(command, tmp_path, trained_run, f
     assert ended.code == 4
     assert "knows the classes 0, 1" in ended.err
     assert not (tmp_path / "bars" / ".mnist-dist").exists(), "the pictures were decoded"
+
+
+def test_a_network_that_memory_does_not_hold_is_out_of_memory(tmp_path):
+    words = "train --epochs 1 --run run --set data.image_size=1024 --set model.name=large_cnn"  # 8 GB of weights
+    ended = subprocess.run(
+        ["sh", "-c", f"ulimit -v 6000000; exec {sys.executable} -m mnist_dist {words}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.returncode == 8, ended.stderr
+    assert "Memory ran out" in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 def test_predict_labels_what_it_can_read_and_names_the_rest(command, tmp_path, trained_run):
