@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import stat
 import sys
 from typing import TYPE_CHECKING, TextIO
 
@@ -58,7 +59,8 @@ def _replacement(stream: TextIO | None, number: int) -> TextIO:
     """Give a stream back, or what takes its place."""
     if stream is None:
         return io.TextIOWrapper(io.FileIO(number, "w", closefd=False), encoding="utf-8", write_through=True)
-    if not isinstance(stream, io.TextIOWrapper) or not os.isatty(number):
+    # A terminal that has gone no longer says that it is one, but is a device still.
+    if not isinstance(stream, io.TextIOWrapper) or not stat.S_ISCHR(os.fstat(number).st_mode):
         return stream
     terminal = io.BufferedWriter(Terminal(number, "w", closefd=False))
     return io.TextIOWrapper(

@@ -174,7 +174,14 @@ def _in_processes(chunks: _Chunks[T]) -> Iterator[Chunk[T]]:
         with ProcessPoolExecutor(processes, fork, _begin, (die_with_parent(), chunks)) as pool:
             decoded = pool.map(_decode_chunk, range(len(chunks)))
             workers = set(multiprocessing.active_children()) - others
-            yield from decoded
+            try:
+                yield from decoded
+            except BrokenProcessPool:
+                raise
+            except BaseException:  # a signal, or an error: nobody waits for the chunks that are being decoded
+                for worker in workers:
+                    worker.terminate()
+                raise
     except BrokenProcessPool:
         raise _broken(chunks, {worker.pid or 0: worker.exitcode or 0 for worker in workers}) from None
     except OSError as error:

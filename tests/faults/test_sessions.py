@@ -99,7 +99,7 @@ def test_a_suspended_launcher_suspends_its_ranks_and_all_go_on_together(launched
 
 def test_time_spent_suspended_is_no_hanging(started, watched, ranks_of):
     """The patience is shorter than the suspension, and shorter than what a machine that slept would explain."""
-    run = watched("run")
+    run = watched("my run")
     process = started("train", "--epochs", "1000", "--run", run.path, "--processes", 2, "--hang-timeout", 2,
                       "--max-restarts", 0, OMP_NUM_THREADS="1")  # fmt: skip
     run.wait_for(lambda: (run.path / "metrics.jsonl").exists() and len(run.journal()) > 0, process)
@@ -116,7 +116,7 @@ def test_time_spent_suspended_is_no_hanging(started, watched, ranks_of):
     assert process.returncode == 130, err
     assert "hangs" not in err
     assert "error" not in err
-    assert f"saved; go on with `mnist-dist resume {run.path}`." in err
+    assert f"saved; go on with `mnist-dist resume '{run.path}'`." in err
 
 
 @pytest.mark.parametrize("number", [signal.SIGRTMIN + 6, signal.SIGRTMIN, 33])

@@ -96,7 +96,7 @@ def read_until(condition, ours, process):
     return shown
 
 
-def test_a_terminal_that_is_closed_stops_the_run_with_a_checkpoint(tmp_path, watched, terminal):
+def test_a_terminal_that_is_closed_stops_the_run_with_a_checkpoint(watched, terminal):
     run_ = watched("run")
     process, ours = terminal("train", "--config", "quick", "--epochs", "1000", "--run", run_.path, "-n", 2)
     shown = read_until(lambda: (run_.path / "checkpoints").exists() and run_.steps, ours, process)
@@ -107,11 +107,13 @@ def test_a_terminal_that_is_closed_stops_the_run_with_a_checkpoint(tmp_path, wat
     assert run_.steps[-1] == run_.result["step"]
 
 
-def test_a_run_that_ignores_hangups_outlives_its_terminal(tmp_path, watched, terminal):
+def test_a_run_that_ignores_hangups_outlives_its_terminal(watched, terminal, ranks_of):
     run_ = watched("run")
     process, ours = terminal("train", "--config", "quick", "--epochs", "8", "--run", run_.path, hangup=signal.SIG_IGN)
     read_until(lambda: (run_.path / "checkpoints").exists() and run_.steps, ours, process)
     os.close(ours)
+    (rank,) = ranks_of(process)
+    os.kill(rank, signal.SIGKILL)  # one that starts anew finds no terminal at all
     assert process.wait(90) == 0
     assert run_.result["status"] == "finished"
 
