@@ -200,7 +200,7 @@ def restore(folder: RunFolder, opened: Opened | None, parts: Parts, warn: Callab
     checkpoint.restore_optimizer(state, optimizer, model, folder.path)
     runtime.restore_scaler(meta.scaler)
     # A refused resume has changed nothing of it.
-    for line in runtime.on_first_rank(lambda: folder.cut_back(meta.sizes)) or ():
+    for line in runtime.on_first_rank(lambda: folder.cut_back(meta.sizes, meta.journal_sha256)) or ():
         warn(line)
     return progress
 
@@ -267,6 +267,7 @@ def save(
         meta: dict[str, Any] = {
             "progress": progress.to_json(),
             "sizes": parts.observers.sizes(),
+            "journal_sha256": parts.observers.journal_sha256(),
             "scaler": parts.runtime.scaler_state(),
             "classes": parts.dataset.classes,
             "model": parts.config.model.model_dump(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import socket
@@ -20,6 +21,7 @@ from filelock import FileLock, Timeout
 
 from mnist_dist import locks
 from mnist_dist.checkpoint_files import steps
+from mnist_dist.config.seal import is_whole, seal, sha256_of
 from mnist_dist.errors import CheckpointError, ConfigError, typed
 from mnist_dist.storage import (
     ContentError,
@@ -27,7 +29,6 @@ from mnist_dist.storage import (
     entries,
     is_real_folder,
     obstacle,
-    open_plain,
     parse_record,
     read_plain,
     sync_folder,
@@ -42,9 +43,7 @@ EVENTS_SUFFIX = ".mnist-dist"
 """With what the names of the event files end that a run writes: no other file in `tensorboard/` is ever touched."""
 
 _OURS = re.compile(r"events\.out\.tfevents\..+")
-_HASH_LINE = re.compile(rb"# SHA-256 of the lines below: ([0-9a-f]{64})\n")
 _BEGAN = "# began with the weights of "
-_SECTIONS = ("data:", "model:", "optimizer:", "schedule:", "train:", "checkpoint:", "  keep:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +172,7 @@ class RunFolder:
 
     def config_sha256(self) -> str:
         """Return the hash of the run's config, from which `check_run` tells whether it is as it was written."""
-        return hashlib.sha256(_without_hash(self._read_config())).hexdigest()
+        return sha256_of(self._read_config())
 
     def began_with(self) -> str | None:
         """Return from which run's weights this run began, None if from random ones."""
@@ -197,14 +196,7 @@ class RunFolder:
             raise CheckpointError(
                 f"{self.path} has a checkpoint of step {saved}, but no config.yaml: restore it from a copy."
             )
-        content = self._read_config()
-        match = _HASH_LINE.match(content)
-        if match is None:
-            lines = content.decode(errors="replace").splitlines()
-            whole = content.endswith(b"\n") and all(any(line.startswith(s) for line in lines) for s in _SECTIONS)
-        else:
-            whole = hashlib.sha256(_without_hash(content)).hexdigest() == match[1].decode()
-        if not whole:
+        if not is_whole(self._read_config()):
             raise CheckpointError(self.altered_config())
 
     def _instead_of_run(self) -> str:
@@ -246,23 +238,27 @@ class RunFolder:
         except ContentError as error:
             raise CheckpointError(f"{error}: restore the run's config.yaml from a copy.") from None
 
-    def cut_back(self, sizes: dict[str, int]) -> list[str]:
+    def cut_back(self, sizes: dict[str, int], journal_sha256: str | None = None) -> list[str]:
         """Forget what came after a checkpoint: cut journal and TensorBoard's files back, and remove the result.
 
         Args:
             sizes: In bytes, by path in this folder; files of the run that it doesn't name are emptied or removed.
+            journal_sha256: Of the journal up to its size.
 
         Returns:
-            Warnings: a line for each file that is shorter than it was.
+            Warnings: a line if the journal is not as it was.
         """
         self.result.unlink(missing_ok=True)
         sync_folder(self.path)
         warnings = []
-        if obstacle(self.metrics, folder=False) is None and self.metrics.exists():
-            size = sizes.get(self.metrics.name, 0)
-            if self.metrics.stat().st_size < size:
-                warnings.append(f"{self.metrics} is shorter than it was: lines of it are lost.")
-                size = _whole_lines(self.metrics)
+        size = sizes.get(self.metrics.name, 0)
+        content = read_plain(self.metrics, limit=math.inf)[:size] if os.path.lexists(self.metrics) else b""
+        if len(content) < size:
+            warnings.append(f"{self.metrics} is shorter than it was: lines of it are lost.")
+            size = content.rfind(b"\n") + 1
+        elif journal_sha256 not in (None, hashlib.sha256(content).hexdigest()):
+            warnings.append(f"{self.metrics} is not as the run wrote it: lines of it are damaged.")
+        if os.path.lexists(self.metrics):
             cut(self.metrics, size)
         for name in entries(self.tensorboard):
             file, size = self.tensorboard / name, sizes.get(f"{self.tensorboard.name}/{name}", -1)
@@ -347,9 +343,8 @@ def config_content(text: str, began_with: str | None) -> tuple[bytes, str]:
     Returns:
         The content of `config.yaml`, and the hash.
     """
-    lines = f"{_BEGAN}{json.dumps(began_with)}\n{text}" if began_with is not None else text
-    digest = hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
-    return f"# SHA-256 of the lines below: {digest}\n{lines}".encode("utf-8", "surrogateescape"), digest
+    content = seal(f"{_BEGAN}{json.dumps(began_with)}\n{text}" if began_with is not None else text)
+    return content, sha256_of(content)
 
 
 def write_record(path: Path, record: dict[str, Any]) -> None:
@@ -384,16 +379,3 @@ def _read_record(path: Path, say: Callable[[str], None]) -> dict[str, Any] | Non
 
 def _checksum(record: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
-def _without_hash(content: bytes) -> bytes:
-    return _HASH_LINE.sub(b"", content, count=1) if _HASH_LINE.match(content) else content
-
-
-def _whole_lines(path: Path) -> int:
-    """Count the bytes of a file up to its last line feed."""
-    size = 0
-    with open_plain(path) as file:
-        for line in file:
-            size += len(line) if line.endswith(b"\n") else 0
-    return size

@@ -18,8 +18,10 @@ from pydantic import ValidationError
 from mnist_dist.config.explain import all_keys, explain, not_a_section, sections, unknown
 from mnist_dist.config.reading import read_leaves, read_value, shorten
 from mnist_dist.config.schema import Config
+from mnist_dist.config.seal import is_whole
 from mnist_dist.config.suggestions import did_you_mean
 from mnist_dist.errors import ConfigError
+from mnist_dist.storage import ContentError, read_plain
 
 MOST_SHOWN = 10
 """Mistakes of a config that are listed."""
@@ -121,10 +123,26 @@ def read_file(source: str | Path) -> list[Setting]:
     """Read a preset, a YAML file or a run's config as settings.
 
     Raises:
-        ConfigError: There is no such preset or file, or it is not a mapping in YAML.
+        ConfigError: There is no such preset or file, it is not a mapping in YAML, or a run's is damaged.
     """
-    leaves = read_leaves(find_config(source))
+    path = find_config(source)
+    if path.parent == Path(source) and os.path.lexists(path.with_name("environment.json")):
+        _refuse_altered(path)
+    leaves = read_leaves(path)
     return [Setting(key=leaf.key, value=leaf.value, origin=str(source)) for leaf in leaves]
+
+
+def _refuse_altered(path: Path) -> None:
+    """Raise a ConfigError if a run's config, named by the run's folder, is not as it was written."""
+    try:
+        whole = is_whole(read_plain(path))
+    except ContentError as error:
+        raise ConfigError(f"{error}: name another config.") from None
+    if not whole:
+        raise ConfigError(
+            f"{path} is not as the run wrote it: it is damaged, or was edited. If it says what you want, name the file "
+            f"itself."
+        )
 
 
 def find_config(source: str | Path) -> Path:

@@ -34,6 +34,10 @@ class Observer:
         """Flush, and tell the size of each file that grows, by its path in the run folder."""
         return {}
 
+    def journal_sha256(self) -> str | None:
+        """Return the hash of the journal up to its size; None from all but the journal."""
+        return None
+
     def close(self) -> None:
         """Write what is left and let go of the terminal and of files; safe to call twice."""
 
@@ -70,6 +74,9 @@ class Observers(Observer):
 
     def sizes(self) -> dict[str, int]:  # noqa: D102
         return {path: size for observer in self._observers for path, size in observer.sizes().items()}
+
+    def journal_sha256(self) -> str | None:  # noqa: D102
+        return next(filter(None, (observer.journal_sha256() for observer in self._observers)), None)
 
     def close(self) -> None:  # noqa: D102
         with contextlib.ExitStack() as stack:  # where one fails, the others close all the same

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import io
+import hashlib
 import json
+import math
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from mnist_dist.observe import Observer
 from mnist_dist.reports import EpochReport, Evaluation, Event, StepReport
-from mnist_dist.storage import named, open_append
+from mnist_dist.storage import named, open_append, read_plain
 
 
 class Journal(Observer):
@@ -19,9 +20,8 @@ class Journal(Observer):
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = io.TextIOWrapper(
-            open_append(path), encoding="utf-8", line_buffering=True
-        )  # a line is there at once
+        self._file = open_append(path)
+        self._digest = hashlib.sha256(read_plain(path, limit=math.inf))
 
     def step(self, report: StepReport) -> None:  # noqa: D102
         self._write("step", asdict(report))
@@ -34,13 +34,18 @@ class Journal(Observer):
 
     def sizes(self) -> dict[str, int]:  # noqa: D102
         with named(self._path):
-            self._file.flush()
             os.fsync(self._file.fileno())
         return {self._path.name: os.fstat(self._file.fileno()).st_size}
+
+    def journal_sha256(self) -> str:  # noqa: D102
+        return self._digest.hexdigest()
 
     def close(self) -> None:  # noqa: D102
         self._file.close()
 
     def _write(self, kind: str, record: dict[str, Any]) -> None:
+        line = (json.dumps({"kind": kind, **record}) + "\n").encode()
         with named(self._path):
-            self._file.write(json.dumps({"kind": kind, **record}) + "\n")
+            self._file.write(line)
+            self._file.flush()  # a line is there at once
+        self._digest.update(line)

@@ -350,3 +350,21 @@ def test_a_checkpoint_without_a_config_is_no_new_run(commands, killed):
         code, output = commands(*words)
         assert code in (2, 4), output
     assert killed.steps == [4, 8]
+
+
+def test_a_damaged_journal_is_said(commands, killed):
+    (killed.path / "result.json").unlink()
+    journal = killed.path / "metrics.jsonl"
+    journal.write_bytes(journal.read_bytes().replace(b'"loss": ', b'"loss": 1', 1))
+    code, output = commands("resume", killed.path)
+    assert code == 0, output
+    assert "metrics.jsonl is not as the run wrote it: lines of it are damaged." in " ".join(output.split())
+
+
+def test_a_new_run_is_not_started_from_a_damaged_config(commands, killed):
+    config = killed.path / "config.yaml"
+    for damage in (cut, empty):
+        damage(config, None)
+        code, output = commands("config", "show", killed.path)
+        assert code == 2, output
+        assert "is not as the run wrote it" in output
