@@ -14,6 +14,7 @@ import re
 import stat
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -28,9 +29,10 @@ from mnist_dist.errors import DataError, DeviceMemoryError
 
 MAX_MEGAPIXELS = 256
 """Larger pictures are refused unless the config says otherwise; phones take up to 200 megapixels."""
-DRAFT_PIXELS = 64_000_000
-"""Larger JPEG pictures are decoded at a half, a quarter or an eighth of their size, never below twice the wanted size.
-That takes a fraction of the memory and the time; a value may differ from a full decode's by a few of 255 levels."""
+LARGE_PIXELS = 64_000_000
+"""Larger pictures are decoded one at a time, and larger JPEG pictures at a half, a quarter or an eighth of their size,
+never below twice the wanted size. That takes a fraction of the memory and the time; a value may differ from a full
+decode's by a few of 255 levels."""
 STRIP_PIXELS = 1 << 24
 """So many pixels are converted at once: the steps in between take memory too."""
 SIGNATURES = (
@@ -82,6 +84,7 @@ def decode(
     *,
     max_megapixels: int = MAX_MEGAPIXELS,
     warn: Warn = lambda text: None,
+    alone: AbstractContextManager[object] = contextlib.nullcontext(),  # noqa: B008 - it has no state
 ) -> NDArray[np.uint8]:
     """Decode one picture: upright, on white where it is transparent, resized.
 
@@ -94,6 +97,7 @@ def decode(
         channels: 1 for grayscale (ITU-R 601 luma), 3 for colour.
         max_megapixels: Larger pictures are refused before they are decoded.
         warn: Gets each complaint of the decoder about a picture that it reads nevertheless.
+        alone: Held while a picture of more than `LARGE_PIXELS` is in memory.
 
     Returns:
         `(channels, image_size, image_size)` uint8.
@@ -104,7 +108,9 @@ def decode(
     """
     try:
         with _pillow(max_megapixels * 1_000_000, warn), _open_regular(path) as file:
-            pixels = _decode(file, image_size, "L" if channels == 1 else "RGB", max_megapixels * 1_000_000)
+            picture, convert = _open(file, image_size, max_megapixels * 1_000_000)
+            with alone if picture.width * picture.height > LARGE_PIXELS else contextlib.nullcontext():
+                pixels = _decode(picture, convert, image_size, "L" if channels == 1 else "RGB")
     except Exception as error:  # decoders raise whatever a damaged file leads them to
         if _is_out_of_memory(error):
             raise DeviceMemoryError(
@@ -142,20 +148,27 @@ def decoders() -> dict[str, Callable[[BinaryIO], ImageFile.ImageFile]]:
     }
 
 
-def _decode(file: BinaryIO, image_size: int, mode: Mode, most: int) -> NDArray[np.uint8]:
+def _open(file: BinaryIO, image_size: int, most: int) -> tuple[ImageFile.ImageFile, Convert]:
+    """Read a picture's header, and refuse what is not read or too large."""
     kind = _kind(file, most)
     if kind == "PNG":
-        picture, convert = _open_png(file, most)
-    elif kind == "TIFF":
-        picture, convert = _open_tiff(file, most)
-    else:
-        with _enough_memory(_canvas_of_webp(file) if kind == "WEBP" else 0):
-            picture = decoders()[kind](file)
-        png_chunks.check_size(*picture.size, most)
-        if kind == "JPEG" and picture.width * picture.height > DRAFT_PIXELS:
-            picture.draft(None, (2 * image_size, 2 * image_size))
-        convert = _conversion(picture)
-    with _enough_memory(picture.width * picture.height), _complaints() if kind == "TIFF" else contextlib.nullcontext():
+        return _open_png(file, most)
+    if kind == "TIFF":
+        return _open_tiff(file, most)
+    width, height = _canvas_of_webp(file) if kind == "WEBP" else (0, 0)
+    png_chunks.check_size(width, height, most)
+    with _enough_memory(width * height):
+        picture = decoders()[kind](file)
+    png_chunks.check_size(*picture.size, most)
+    if kind == "JPEG" and picture.width * picture.height > LARGE_PIXELS:
+        picture.draft(None, (2 * image_size, 2 * image_size))
+    return picture, _conversion(picture)
+
+
+def _decode(picture: ImageFile.ImageFile, convert: Convert, image_size: int, mode: Mode) -> NDArray[np.uint8]:
+    """Read a picture's values, turn it upright and resize it: `(H, W)` or `(H, W, 3)`."""
+    printing = _complaints() if picture.format == "TIFF" else contextlib.nullcontext()
+    with _enough_memory(picture.width * picture.height), printing:
         picture.load()
     turn = _turn(picture)
     upright = _convert_in_strips(picture, convert, mode)
@@ -179,11 +192,11 @@ def _kind(file: BinaryIO, most: int) -> str:
     return kind
 
 
-def _open_png(file: BinaryIO, most: int) -> tuple[Image.Image, Convert]:
+def _open_png(file: BinaryIO, most: int) -> tuple[ImageFile.ImageFile, Convert]:
     """Open a PNG file, with the transparent gray or colour of 16 bits that Pillow does not find."""
     png = png_chunks.read_picture(file, most)
     read = decoders()["PNG"]
-    picture: Image.Image = read(io.BytesIO(png.content))
+    picture = read(io.BytesIO(png.content))
     if len(png.transparent) == 3:  # Pillow reads the high bytes of 16-bit colour; both are needed
         low = read(io.BytesIO(png.content))
         low.tile = [tile._replace(args="RGB;16L") for tile in low.tile]
@@ -194,7 +207,7 @@ def _open_png(file: BinaryIO, most: int) -> tuple[Image.Image, Convert]:
     return picture, _conversion(picture, transparent=png.transparent[0] if len(png.transparent) == 1 else None)
 
 
-def _open_tiff(file: BinaryIO, most: int) -> tuple[Image.Image, Convert]:
+def _open_tiff(file: BinaryIO, most: int) -> tuple[ImageFile.ImageFile, Convert]:
     """Open a TIFF file, and refuse those of which Pillow is known to return other pixels than they hold."""
     from PIL import TiffImagePlugin
 
@@ -335,8 +348,8 @@ def _enough_memory(pixels: int) -> Iterator[None]:
         raise
 
 
-def _canvas_of_webp(file: BinaryIO) -> int:
-    """Count the pixels for which WebP's decoder takes memory before it says how large the picture is."""
+def _canvas_of_webp(file: BinaryIO) -> tuple[int, int]:
+    """Read the width and height for which WebP's decoder takes memory before it says how large the picture is."""
     start = file.read(30)
     file.seek(0)
     numbers = int.from_bytes(start[21:25], "little"), int.from_bytes(start[24:27], "little")
@@ -345,8 +358,7 @@ def _canvas_of_webp(file: BinaryIO) -> int:
         b"VP8L": ((numbers[0] & 0x3FFF) + 1, (numbers[0] >> 14 & 0x3FFF) + 1),
         b"VP8X": (numbers[1] + 1, int.from_bytes(start[27:30], "little") + 1),
     }
-    width, height = sizes.get(start[12:16], (0, 0))
-    return width * height
+    return sizes.get(start[12:16], (0, 0))
 
 
 @contextlib.contextmanager

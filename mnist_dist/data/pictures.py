@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
 import multiprocessing
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, MutableSequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -78,6 +80,8 @@ class _Chunks(Generic[T]):
     size: int
     progress: MutableSequence[int]
     """Two values a chunk: the process that decodes it, and 1 + the picture that it is at; 0: not begun, or done."""
+    large: AbstractContextManager[object]
+    """Held by the process that has a large picture in memory."""
 
     def __len__(self) -> int:
         return math.ceil(len(self.files) / self.size)
@@ -108,8 +112,14 @@ class _Chunks(Generic[T]):
             self.progress[2 * chunk + 1] = 1 + start + row
             warned: list[str] = []
             try:
-                most = self.decoding.max_megapixels
-                images[row] = decode(paths[row], image_size, channels, max_megapixels=most, warn=warned.append)
+                images[row] = decode(
+                    paths[row],
+                    image_size,
+                    channels,
+                    max_megapixels=self.decoding.max_megapixels,
+                    warn=warned.append,
+                    alone=self.large,
+                )
             except UnreadableError as error:
                 unreadable.append((files[row], error.reason))
             if warned:
@@ -148,8 +158,15 @@ def decode_all(root: Path, files: tuple[str, ...], decoding: Decoding, keep: Kee
     most = PLAIN_CHUNK if len(plain) else CHUNK
     size = max(1, min(most, CHUNK_BYTES // math.prod(decoding.shape)))
     numbers = 2 * math.ceil(len(files) / size)
-    progress = multiprocessing.RawArray("q", numbers) if sys.platform == "linux" else [0] * numbers
-    chunks = _Chunks(root=str(root), files=files, decoding=decoding, keep=keep, size=size, progress=progress)
+    chunks = _Chunks(
+        root=str(root),
+        files=files,
+        decoding=decoding,
+        keep=keep,
+        size=size,
+        progress=multiprocessing.RawArray("q", numbers) if sys.platform == "linux" else [0] * numbers,
+        large=multiprocessing.Lock() if sys.platform == "linux" else contextlib.nullcontext(),
+    )
     yield from _in_processes(chunks) if sys.platform == "linux" else map(chunks.decode, range(len(chunks)))
 
 

@@ -1,3 +1,4 @@
+import contextlib
 import io
 import itertools
 import os
@@ -270,11 +271,29 @@ def test_a_picture_that_is_too_large_says_how_to_let_it_in(decoded, name, monkey
     assert decoded(content, 8, max_megapixels=2).shape == (1, 8, 8)
 
 
+def test_large_pictures_are_decoded_one_at_a_time(decoded, monkeypatch):
+    alone = Counted()
+    for name in ("RGB.png", "RGB.jpg", "RGB-None.tif"):
+        decoded(WHOLE[name], 8, alone=alone)
+    assert alone.times == 0
+    monkeypatch.setattr(decoding, "LARGE_PIXELS", 100)
+    for name in ("RGB.png", "RGB.bmp", "RGB-None.tif"):
+        decoded(WHOLE[name], 8, alone=alone)
+    assert alone.times == 3
+
+
+class Counted(contextlib.AbstractContextManager):
+    times = 0
+
+    def __exit__(self, *failure):
+        self.times += 1
+
+
 def test_a_large_jpeg_is_decoded_smaller(decoded, monkeypatch):
     picture = smooth(np.random.default_rng(0), "RGB", (1216, 896))
     content = saved(picture, "JPEG")
     whole = decoded(content, 28, 3)
-    monkeypatch.setattr(decoding, "DRAFT_PIXELS", 1_000_000)
+    monkeypatch.setattr(decoding, "LARGE_PIXELS", 1_000_000)
     smaller = decoded(content, 28, 3)
     assert not np.array_equal(whole, smaller)
     assert abs(whole.astype(int) - smaller).max() <= 3
