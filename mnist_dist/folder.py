@@ -94,6 +94,19 @@ class RunFolder:
         """Return whether a run has begun here; weights to begin with (step 0) alone are none yet."""
         return os.path.lexists(self.config) or bool(self.saved_step())
 
+    def check_text(self) -> None:
+        """Make sure that TensorBoard, which takes paths in UTF-8 alone, can write here.
+
+        Raises:
+            ConfigError: The path has other bytes.
+        """
+        try:
+            str(self.path).encode()
+        except UnicodeEncodeError:
+            raise ConfigError(
+                f"The run folder {self.path} is not text in UTF-8: rename it, or name it through a link."
+            ) from None
+
     def check_new(self) -> None:
         """Make sure that nothing is here yet, but perhaps what this run's own ranks wrote before it had a config.
 

@@ -160,6 +160,7 @@ def join(config: Config) -> contextlib.AbstractContextManager[Runtime]:
 def _claim(run: Path | None, runtime: Runtime, stack: contextlib.ExitStack, *, resume: bool) -> RunFolder:
     """Claim the run's folder until the stack is undone, a new one below `runs/` where none is named. Every rank."""
     folder = RunFolder(Path(runtime.broadcast(runtime.on_first_rank(lambda: str(run or claim_run_folder("run"))))))
+    folder.check_text()
     if resume:
         archive.refuse_run_elsewhere(folder, runtime)
     runtime.on_first_rank(lambda: archive.claim_folder(folder, stack, resume=resume))

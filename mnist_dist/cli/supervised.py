@@ -17,6 +17,7 @@ from typing import IO
 from mnist_dist import heartbeat
 from mnist_dist.errors import MnistDistError
 from mnist_dist.observe.names import message_of, shown, shown_lines
+from mnist_dist.observe.output import ESCAPED
 from mnist_dist.storage import ContentError, obstacle, open_append
 from mnist_dist.worker import RANK_LOG, GroupFolder
 
@@ -68,7 +69,7 @@ def _open_log() -> IO[str]:
         raise OSError(f"{log.parent} is no folder of the run")
     log.parent.mkdir(parents=True, exist_ok=True)
     try:
-        return io.TextIOWrapper(open_append(log), encoding="utf-8", line_buffering=True)
+        return io.TextIOWrapper(open_append(log), encoding="utf-8", errors=ESCAPED, line_buffering=True)
     except ContentError as error:  # a link or the like lies there
         raise OSError(str(error)) from None
 

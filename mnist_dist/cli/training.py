@@ -113,6 +113,8 @@ def train(
         return
     if resume_ and run is None:
         raise ConfigError("--resume needs --run: the folder of the run to continue, or to start.")
+    if run is not None:
+        RunFolder(run).check_text()
     existing = RunFolder(run) if run and resume_ and RunFolder(run).holds_run() else None
     if existing:
         resolved = _continue(existing, resolved, given=data is not None, err=as_json)
@@ -173,6 +175,7 @@ def resume(
 
     worker = this_worker(processes)
     folder = RunFolder(run)
+    folder.check_text()
     folder.check_run()
     if worker is None and _is_finished(folder):
         return

@@ -186,7 +186,7 @@ _chunks: _Chunks[Any]
 def _in_processes(chunks: _Chunks[T]) -> Iterator[Chunk[T]]:
     others = set(multiprocessing.active_children())
     fork = multiprocessing.get_context("fork")
-    processes = min(allowed_cpus(), len(chunks))
+    processes = max(1, min(allowed_cpus(), len(chunks)))  # there may be nothing to decode
     try:
         with ProcessPoolExecutor(processes, fork, _begin, (die_with_parent(), chunks)) as pool:
             decoded = pool.map(_decode_chunk, range(len(chunks)))

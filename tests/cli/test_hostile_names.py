@@ -130,6 +130,14 @@ def test_a_message_is_one_line_whatever_it_names(folder):
     assert ended.stderr.count(b"\n") == 1
 
 
+def test_a_run_folder_that_is_no_text_is_refused_before_anything_is_made(folder):
+    before = sorted(folder.iterdir())
+    ended = run(folder, "train", "--config", "quick", "--run", "r\udce9")
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(b"error: The run folder r\\udce9 is not text in UTF-8: rename it")
+    assert sorted(folder.iterdir()) == before
+
+
 def test_in_a_terminal_there_are_colours_and_names_are_still_text(folder):
     words = ["train", "--data", "my data", "--epochs", "1", "--set", "train.global_batch=8", "--run", "in a terminal"]
     child, terminal = pty.fork()
