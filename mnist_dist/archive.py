@@ -178,14 +178,14 @@ def restore(folder: RunFolder, opened: Opened | None, parts: Parts, warn: Callab
             raise CheckpointError(folder.altered_config())
         checkpoint.refuse_unfit(path, model, optimizer)
         tensors = {name: checkpoint.read_tensors(path, name) for name in TENSOR_FILES}
-        return {"meta.json": meta.model_dump_json().encode(), **tensors}
+        return {"meta.json": meta.to_json(), **tensors}
 
     files = runtime.on_first_rank(read) or {}
     meta_json, weights, state = (runtime.broadcast_bytes(files.get(name, b"")) for name in ("meta.json", *TENSOR_FILES))
     if not meta_json:
         runtime.on_first_rank(lambda: folder.cut_back({}))
         return Progress()
-    meta = Meta.model_validate_json(meta_json)
+    meta = Meta.from_json(meta_json)
     if meta.classes != dataset.classes:
         raise CheckpointError(
             f"{folder.path} was trained on other classes than {dataset.root} has: give it its own data."

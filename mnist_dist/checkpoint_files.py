@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import json
 import os
 import re
 import time
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
 from mnist_dist.errors import CheckpointError, DamagedError
 from mnist_dist.storage import ContentError, entries, named, obstacle, open_plain, parse_record, read_plain
@@ -34,6 +35,16 @@ UNCHECKED_BYTES = 1 << 30
 _NAME = re.compile(r"(replaced-|writing-)?step-([0-9]{8,18})")
 
 
+def _as_text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError("it is no text")
+    return value
+
+
+Name = Annotated[str, PlainValidator(_as_text)]
+"""A folder's name, which may have bytes that are no text: pydantic's own strings take none, nor does its JSON."""
+
+
 class Preprocessing(BaseModel):
     """What happened to each picture before the network saw it."""
 
@@ -41,8 +52,8 @@ class Preprocessing(BaseModel):
 
     image_size: int = Field(ge=1)
     channels: Literal[1, 3]
-    mean: tuple[float, ...]
-    std: tuple[Annotated[float, Field(gt=0)], ...]
+    mean: tuple[float, ...] = Field(strict=False)
+    std: tuple[Annotated[float, Field(gt=0)], ...] = Field(strict=False)
 
 
 class Meta(BaseModel):
@@ -54,13 +65,26 @@ class Meta(BaseModel):
     progress: dict[str, Any]
     sizes: dict[str, Annotated[int, Field(ge=0)]]
     scaler: dict[str, int | float] | None
-    classes: tuple[str, ...] = Field(min_length=1)
+    classes: tuple[Name, ...] = Field(min_length=1, strict=False)
     preprocessing: Preprocessing
     data_sha256: str
     config_sha256: str | None = None
     """Of the run's config; None in a checkpoint of version 0.1.0's first days."""
     journal_sha256: str | None = None
     """Of the journal up to its size in `sizes`."""
+
+    @classmethod
+    def from_json(cls, content: bytes) -> Meta:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: It says what cannot be; a `ValidationError` names the key.
+        """
+        return cls.model_validate(parse_record(content, "it"))
+
+    def to_json(self) -> bytes:
+        """Return the record as JSON in ASCII."""
+        return json.dumps(self.model_dump()).encode()
 
 
 def name_of(step: int) -> str:
@@ -132,13 +156,13 @@ def read_meta(path: Path) -> Meta:
     """
     content = _verified_meta(path, others=False)
     try:
-        meta = Meta.model_validate_json(content)
-    except ValidationError as error:
-        detail = error.errors()[0]
-        where = ".".join(map(str, detail["loc"]))
-        raise CheckpointError(
-            f"{path / 'meta.json'} says what cannot be ({where}: {detail['msg']}): use another checkpoint."
-        ) from None
+        meta = Meta.from_json(content)
+    except ValueError as error:
+        reason = str(error)
+        if isinstance(error, ValidationError):
+            detail = error.errors()[0]
+            reason = f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}"
+        raise CheckpointError(f"{path / 'meta.json'} says what cannot be ({reason}): use another checkpoint.") from None
     if not len(meta.preprocessing.mean) == len(meta.preprocessing.std) == meta.preprocessing.channels:
         raise CheckpointError(f"{path / 'meta.json'} has not one mean and std a channel: use another checkpoint.")
     return meta

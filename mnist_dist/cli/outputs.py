@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import secrets
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mnist_dist.errors import ConfigError, StorageError
+from mnist_dist.storage import write_whole
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -49,10 +48,16 @@ def check_picture(path: Path | None) -> None:
 
 
 def save_picture(picture: Image.Image, path: Path, *, follow: bool = True) -> None:
-    """Draw a picture into a file that `check_picture` has accepted; see `write_whole`.
+    """Draw a picture into a file that `check_picture` has accepted.
+
+    Args:
+        picture: In RGB.
+        path: A device or a pipe is written to as it is.
+        follow: Write through a symbolic link, as the user has named it; else the link is replaced.
 
     Raises:
         ConfigError: The format does not take a picture of this size.
+        StorageError: The file cannot be written; then it is as it was.
     """
     content = io.BytesIO()
     try:
@@ -60,43 +65,26 @@ def save_picture(picture: Image.Image, path: Path, *, follow: bool = True) -> No
     except (ValueError, OSError, SystemError) as error:
         size = f"{picture.width} x {picture.height} pixels"
         raise ConfigError(f"{path} cannot be drawn with {size}: {error}. Use .png, or fewer images.") from None
-    write_whole(path, content.getvalue(), follow=follow)
+    _write(path, content.getvalue(), follow=follow)
 
 
 def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
-    """Write rows in UTF-8; a file name that is no text keeps its bytes."""
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows(rows)
-    write_whole(path, text.getvalue().encode("utf-8", "surrogateescape"))
-
-
-def write_whole(path: Path, content: bytes, *, follow: bool = True) -> None:
-    """Replace a file at one stroke; a device or a pipe is written to as it is.
-
-    Args:
-        path: The file.
-        content: All of it.
-        follow: Write through a symbolic link, as the user has named it; else the link is replaced.
+    """Write rows in UTF-8; a file name that is no text keeps its bytes.
 
     Raises:
-        StorageError: It cannot be written; then it is as it was.
+        StorageError: The file cannot be written; then it is as it was.
     """
-    target = path
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    _write(path, text.getvalue().encode("utf-8", "surrogateescape"), follow=True)
+
+
+def _write(path: Path, content: bytes, *, follow: bool) -> None:
     try:
-        if follow:
-            if path.exists() and not path.is_file():
-                path.write_bytes(content)
-                return
-            target = path.resolve()
-        temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}")
-        try:
-            with temporary.open("xb") as file:
-                file.write(content)
-            if target.is_file() and not target.is_symlink():
-                shutil.copymode(target, temporary)
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        if follow and path.exists() and not path.is_file():  # a device or a pipe
+            path.write_bytes(content)
+        else:
+            write_whole(path.resolve() if follow else path, content)
     except OSError as error:
         raise StorageError(f"{path} cannot be written: {error.strerror}.") from None
 

@@ -1,5 +1,6 @@
 """Names are text: whatever they hold, a person reads it and no terminal obeys it."""
 
+import json
 import subprocess
 import sys
 import unicodedata
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mnist_dist.checkpoint_files import Meta
 from mnist_dist.observe.names import shown, shown_lines
 
 names = st.text(st.characters(), max_size=40)  # surrogates too: bytes of a file name that are no text
@@ -60,6 +62,17 @@ def test_a_text_keeps_its_own_lines_alone(parts):
 )
 def test_what_acts_or_hides_is_escaped_and_all_else_stays(name, text):
     assert shown(name) == text
+
+
+@given(st.lists(names, min_size=1))
+def test_a_checkpoint_keeps_classes_of_any_name(classes):
+    record = {
+        "step": 1, "progress": {}, "sizes": {}, "scaler": None, "classes": classes, "data_sha256": "",
+        "preprocessing": {"image_size": 28, "channels": 1, "mean": [0.5], "std": [0.5]},
+    }  # fmt: skip
+    meta = Meta.from_json(json.dumps(record).encode())
+    assert meta.classes == tuple(classes)
+    assert Meta.from_json(meta.to_json()) == meta
 
 
 def test_showing_names_needs_neither_numpy_nor_rich():

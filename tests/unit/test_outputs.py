@@ -5,7 +5,7 @@ import os
 import pytest
 from PIL import Image
 
-from mnist_dist.cli.outputs import check_picture, check_place, save_picture, write_csv, write_whole
+from mnist_dist.cli.outputs import check_picture, check_place, save_picture, write_csv
 from mnist_dist.errors import ConfigError, StorageError
 
 
@@ -36,16 +36,19 @@ def test_a_picture_that_is_too_large_for_its_format_is_one_sentence(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+PICTURE = Image.new("RGB", (8, 8))
+
+
 def test_a_file_of_the_runs_replaces_a_link_and_the_users_own_goes_through(tmp_path):
-    target = tmp_path / "target"
+    target = tmp_path / "target.png"
     for follow in (True, False):
         target.write_text("before")
-        link = tmp_path / f"link-{follow}"
+        link = tmp_path / f"link-{follow}.png"
         link.symlink_to(target)
-        write_whole(link, b"after", follow=follow)
-        assert link.read_text() == "after"
+        save_picture(PICTURE, link, follow=follow)
+        assert link.read_bytes().startswith(b"\x89PNG")
         assert link.is_symlink() is follow
-        assert target.read_text() == ("after" if follow else "before")
+        assert (target.read_bytes() == b"before") is not follow
 
 
 @pytest.mark.parametrize("what", ["folder", "pipe", "nothing"])
@@ -55,34 +58,27 @@ def test_a_link_to_anything_is_replaced_and_never_waited_for(tmp_path, what):
         target.mkdir()
     elif what == "pipe":
         os.mkfifo(target)
-    (tmp_path / "link").symlink_to(target)
-    write_whole(tmp_path / "link", b"after", follow=False)
-    assert (tmp_path / "link").read_text() == "after"
-    assert not (tmp_path / "link").is_symlink()
+    link = tmp_path / "link.png"
+    link.symlink_to(target)
+    save_picture(PICTURE, link, follow=False)
+    assert link.read_bytes().startswith(b"\x89PNG")
+    assert not link.is_symlink()
 
 
-def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path, monkeypatch):
-    file = tmp_path / "file"
-    file.write_text("before")
-    monkeypatch.chdir(tmp_path)
+def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path):
+    (tmp_path / "file").write_text("before")
+    (tmp_path / "folder.png").mkdir()
     with pytest.raises(StorageError, match="cannot be written"):
-        write_whole(tmp_path / "file" / "below", b"after")
-    (tmp_path / "folder").mkdir()
+        write_csv(tmp_path / "file" / "below.csv", [])
     with pytest.raises(StorageError, match="cannot be written"):
-        write_whole(tmp_path / "folder", b"after", follow=False)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
-    assert file.read_text() == "before"
+        save_picture(PICTURE, tmp_path / "folder.png", follow=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.png"]
+    assert (tmp_path / "file").read_text() == "before"
 
 
-def test_a_device_is_written_to_and_a_file_keeps_its_mode(tmp_path):
-    write_whole(tmp_path / "new", b"x")
-    (tmp_path / "new").chmod(0o640)
-    write_whole(tmp_path / "new", b"y")
-    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o640
-    reading = os.open("/dev/null", os.O_RDONLY)
-    os.close(reading)
+def test_a_device_is_written_to(tmp_path):
     (tmp_path / "device").symlink_to("/dev/null")
-    write_whole(tmp_path / "device", b"z")
+    write_csv(tmp_path / "device", [("a",)])
     assert (tmp_path / "device").is_char_device()
 
 
