@@ -9,8 +9,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
-"""What a disk without locks answers, such as NFS without its lock daemon. (filelock itself handles ENOSYS.)"""
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
+"""What disks without locks answer, such as NFS without its lock daemon or Lustre mounted without flock."""
 
 
 def take(path: Path, *, blocking: bool = True) -> FileLock:
@@ -28,7 +28,10 @@ def take(path: Path, *, blocking: bool = True) -> FileLock:
         Timeout: Another process holds it, and `blocking` is false.
         OSError: The file cannot be opened.
     """
-    lock = FileLock(path)
+    try:
+        lock = FileLock(path, fallback_to_soft=False)
+    except TypeError:  # an older filelock, which raises ENOSYS or falls back without being asked
+        lock = FileLock(path)
     try:
         lock.acquire(blocking=blocking)
     except OSError as error:

@@ -117,10 +117,11 @@ def test_a_store_keeps_names_of_any_bytes(tmp_path, folder_of, open_store, said)
     assert f"train/{odd}/{odd}.png" in tuple(again.splits["train"].files)
 
 
-def test_a_disk_without_locks_is_lived_with(tmp_path, folder_of, open_store, monkeypatch):
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_disk_without_locks_is_lived_with(tmp_path, folder_of, open_store, monkeypatch, number):
     def refuse(file, operation):
         refused.append(operation)
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+        raise OSError(number, os.strerror(number))
 
     refused = []
     monkeypatch.setattr(fcntl, "flock", refuse)
