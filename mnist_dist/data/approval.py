@@ -60,7 +60,7 @@ def approved(group: GroupFolder) -> Store | None:
     threads.count_as_ours(word["cpu_seconds"])
     try:
         store = open_folder(Path(word["folder"])) if word["folder"] else None
-    except DamagedError:  # removed or replaced in the meantime, as by another launcher
+    except (DamagedError, OSError):  # removed or replaced in the meantime, as by another launcher
         return None
     return replace(store, state=word["state"]) if store is not None and store.sha256 == word["sha256"] else None
 

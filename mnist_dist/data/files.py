@@ -7,6 +7,7 @@ opened through a link, no pipe is waited for, no file decides how much is read, 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -74,7 +75,7 @@ def verify_array(path: Path, sums: list[int], most_blocks: int | None = None) ->
         most_blocks: Of more, so many are drawn anew at each call.
 
     Raises:
-        DamagedError: Bits have flipped, or the file cannot be read.
+        DamagedError: Bits have flipped.
     """
     blocks = range(len(sums))
     chosen = blocks if most_blocks is None or len(sums) <= most_blocks else sorted(random.sample(blocks, most_blocks))
@@ -82,13 +83,10 @@ def verify_array(path: Path, sums: list[int], most_blocks: int | None = None) ->
         size = os.fstat(file.fileno()).st_size
         offset = HEADER_START + int.from_bytes(file.read(HEADER_START)[-2:], "little")
         buffer = memoryview(bytearray(min(BLOCK, size)))
-        try:
-            for block in chosen:
-                file.seek(offset + block * BLOCK)
-                if zlib.crc32(buffer[: file.readinto(buffer)]) != sums[block]:  # type: ignore[attr-defined]
-                    raise DamagedError(f"bits of {path.name} have flipped")
-        except OSError as error:
-            raise DamagedError(f"{path.name} cannot be read: {error.strerror}") from None
+        for block in chosen:
+            file.seek(offset + block * BLOCK)
+            if zlib.crc32(buffer[: file.readinto(buffer)]) != sums[block]:  # type: ignore[attr-defined]
+                raise DamagedError(f"bits of {path.name} have flipped")
     if len(sums) != math.ceil((size - offset) / BLOCK):
         raise DamagedError(f"{path.name} has not as many blocks as checksums")
 
@@ -152,13 +150,14 @@ def open_regular(path: Path) -> IO[bytes]:
 
     Raises:
         DamagedError: It is missing, or no regular file.
+        OSError: It cannot be opened for another reason.
     """
     if not stat.S_ISREG(_status(path).st_mode):
         raise DamagedError(f"{path.name} is no regular file")
     try:
         file = os.fdopen(os.open(path, _READ), "rb", buffering=0)
     except OSError as error:
-        raise DamagedError(f"{path.name} cannot be opened: {error.strerror}") from None
+        raise _missing(path, error) from None
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # replaced since
         file.close()
         raise DamagedError(f"{path.name} is no regular file")
@@ -185,7 +184,7 @@ def is_folder(path: Path) -> bool:
     """Return whether a path is a folder, and no link to one.
 
     Raises:
-        DamagedError: It is not there, or out of reach.
+        DamagedError: It is not there.
     """
     return stat.S_ISDIR(_status(path).st_mode)
 
@@ -193,10 +192,14 @@ def is_folder(path: Path) -> bool:
 def _status(path: Path) -> os.stat_result:
     try:
         return path.lstat()
-    except FileNotFoundError:
-        raise DamagedError(f"{path.name} is missing") from None
     except OSError as error:
-        raise DamagedError(f"{path.name} cannot be opened: {error.strerror}") from None
+        raise _missing(path, error) from None
+
+
+def _missing(path: Path, error: OSError) -> Exception:
+    """Tell a file that is not there, which is damage, from one that cannot be read now."""
+    gone = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+    return DamagedError(f"{path.name} is missing") if gone else error
 
 
 def _seal(record: dict[str, Any]) -> str:

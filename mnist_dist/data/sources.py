@@ -106,7 +106,11 @@ def survey(root: Path, *, follow_links: bool = False) -> Survey:
     present = [split for split in SPLITS if (root / split).is_dir()]
     for split in ("train", "test"):
         if split not in present:
-            raise DataError(f"{root} has no folder {split!r}: it needs {root / split / 'CLASS'}/*.png.")
+            alike = sorted(
+                path.name for path in root.iterdir() if path.name.lower().startswith(split) and path.is_dir()
+            )
+            hint = f" Is {root / alike[0]} meant? Rename it." if alike else ""
+            raise DataError(f"{root} has no folder {split!r}: it needs {root / split / 'CLASS'}/*.png.{hint}")
     used = [split for split in present if not (root / split).is_symlink() or walk.check_link(str(root / split))]
     class_folders = {split: walk.folders(str(root / split)) for split in used}
     classes = tuple(sorted(set().union(*class_folders.values())))

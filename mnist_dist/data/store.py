@@ -65,20 +65,27 @@ def open_or_build(root: Path, decoding: Decoding, announce: Announce, *, follow_
     Raises:
         DataError: Folders are missing or pictures cannot be read; the message names them.
     """
+    found: list[tuple[Store, Memory | None]] = []
+    unusable: dict[Path, OSError] = {}
     homes = [root / OWN_FOLDER, *_user_cache(root)]
-    kind = _kind(decoding)
-    found = [store for home in homes for store in _whole_stores(home, kind, announce)]
-    for store, memory in found:
-        if memory is None or (memory.leads_out and not follow_links):
-            continue
-        if (looked := look(root, store, memory)) is not None:
-            return replace(store, state=f"{store.state}{looked}")
+    for home in homes:
+        try:
+            for store, memory in _whole_stores(home, _kind(decoding), announce):
+                if memory is not None and (follow_links or not memory.leads_out):
+                    looked = look(root, store, memory)
+                    if looked is not None:
+                        return replace(store, state=f"{store.state}{looked}")
+                found.append((store, memory))
+        except OSError as error:  # unreadable is not damaged: what is there is left alone
+            unusable[home] = error
     listing = scan(root, follow_links=follow_links)
     for store, memory in found:
         if _agrees(listing, store, memory, decoding, announce):
             return store
     for home in homes:
         try:
+            if home in unusable:
+                raise unusable[home]
             return _build_locked(listing, home, decoding, announce)
         except OSError as error:
             announce(f"The decoded pictures cannot be kept in {home}: {error.strerror or error}.")
@@ -91,7 +98,11 @@ def _kind(decoding: Decoding) -> str:
 
 
 def _whole_stores(home: Path, kind: str, announce: Announce) -> Iterator[tuple[Store, Memory | None]]:
-    """Yield the stores of a picture size that are not damaged, with what they remember of the files."""
+    """Yield the stores of a picture size that are not damaged, with what they remember of the files.
+
+    Raises:
+        OSError: The disk or its permissions do not let them be read.
+    """
     if home.is_symlink() or not home.is_dir():
         return
     for folder in sorted(home.glob(f"{kind}-*")):

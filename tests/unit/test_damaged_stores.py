@@ -1,5 +1,6 @@
 """A store's files cut, emptied, flipped or replaced: the pictures come out right, and a line says so."""
 
+import errno
 import json
 import os
 import shutil
@@ -229,3 +230,30 @@ def test_a_store_of_an_earlier_version_is_replaced_without_a_word_of_damage(root
     said.clear()
     assert open_store(root).sha256 == good.sha256
     assert [line.split()[0] for line in said] == ["Decoding"]
+
+
+def test_a_store_that_cannot_be_read_is_not_damaged_and_left_alone(root, open_store, said, monkeypatch):
+    def refuse(path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    good = open_store(root)
+    before = sorted((path.name, path.stat().st_mtime_ns) for path in good.folder.parent.rglob("*"))
+    with monkeypatch.context() as planted:
+        planted.setattr(stored, "read_sealed", refuse)
+        said.clear()
+        assert open_store(root).sha256 == good.sha256
+    assert said[-1] == "They are kept in memory instead, and decoded again at the next start."
+    assert "Input/output error" in said[0]
+    assert sorted((path.name, path.stat().st_mtime_ns) for path in good.folder.parent.rglob("*")) == before
+    said.clear()
+    assert open_store(root).folder == good.folder
+    assert not said
+
+
+def test_a_cache_out_of_reach_is_no_matter_where_the_store_is_beside_the_pictures(root, open_store, said, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/" + 300 * "x")
+    good = open_store(root)
+    assert [line.split()[0] for line in said] == ["Decoding"]
+    said.clear()
+    assert open_store(root).folder == good.folder
+    assert not said

@@ -60,6 +60,7 @@ def remove(path):
     [
         (lambda root: root.rename(root.with_name("gone")), "There is no data folder .*data"),
         (lambda root: (root / "test").rename(root / "tset"), "has no folder 'test'"),
+        (lambda root: (root / "test").rename(root / "Testing"), "Is .*Testing meant"),
         (lambda root: (root / "test" / "class-2").rename(root / "other"), "1 folder is missing: .*test/class-2"),
         (lambda root: (root / "train" / "class-1").rename(root / "other"), "missing: .*train/class-1"),
         (lambda root: remove(root / "test" / "class-0"), "1 class folder has no pictures: .*test/class-0"),
