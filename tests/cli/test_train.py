@@ -214,7 +214,7 @@ def test_a_run_folder_is_a_config_for_every_command(command, trained_run):
     assert ended.code == 0, ended.err
 
     def values(text):
-        return [line.partition("#")[0].rstrip() for line in text.splitlines()]
+        return [value for line in text.splitlines() if (value := line.partition("#")[0].rstrip())]
 
     assert values(ended.out.partition("\n\n")[2]) == values(shown.out)
     assert command("verify", "--config", trained_run, "--set", "train.reductoin=exact").code == 2
