@@ -10,6 +10,8 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+from mnist_dist.errors import ConfigError
+
 _RECORD = struct.Struct("=Qqq")
 _WAITING = 1 << 40
 _memory: mmap.mmap | None = None
@@ -36,11 +38,18 @@ class Pulse:
 
 
 def start(path: Path, rank: int) -> None:
-    """Let this process's beats be seen in the file of a `Pulses`."""
+    """Let this process's beats be seen in the file of a `Pulses`.
+
+    Raises:
+        ConfigError: It has no place for this rank.
+    """
     global _memory, _offset
+    offset = rank * _RECORD.size
+    if path.stat().st_size < offset + _RECORD.size:
+        raise ConfigError(f"{path.parent} is of a group without a rank {rank}: unset the MNIST_DIST_* variables.")
     with path.open("r+b") as file:
         _memory = mmap.mmap(file.fileno(), 0)
-    _offset = rank * _RECORD.size
+    _offset = offset
 
 
 def beat(step: int | None = None) -> None:

@@ -38,13 +38,14 @@ def _run() -> int:
 
     from mnist_dist.cli import usage
 
-    group = _own_group()
+    group = None
     try:
         _check_folder()
-        if group is not None:
+        if (found := _own_group()) is not None:
             from mnist_dist.cli import supervised
 
-            supervised.begin(group)
+            supervised.begin(found)
+            group = found
         from mnist_dist.cli.app import app
 
         code = app(standalone_mode=False)

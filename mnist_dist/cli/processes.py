@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from mnist_dist import foreign
 from mnist_dist.errors import ConfigError
 from mnist_dist.launch.group import Group
 from mnist_dist.machine import visible_gpus
@@ -22,8 +23,9 @@ def this_worker(processes: int | None) -> Worker | None:
         processes: What `--processes` says.
 
     Raises:
-        ConfigError: It is a worker of a group of another size.
+        ConfigError: It is a worker of a group of another size, or a variable asks for another way of training.
     """
+    foreign.refuse(os.environ)
     worker = worker_of(os.environ)
     if worker is not None and processes not in (None, worker.ranks):
         raise ConfigError(

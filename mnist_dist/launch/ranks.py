@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
@@ -16,7 +17,10 @@ from mnist_dist.machine import die_with_parent
 SHELL = "/bin/sh"
 GUARD = """
 exec 3<&0
-{ while read -r line; do groups=$line; done; [ -z "$groups" ] || kill -s KILL -- $groups; } <&3 3<&- &
+{
+  while read -r line; do sessions=$line; done
+  for session in $sessions; do kill -s KILL -- "-$session"; pkill -KILL -s "$session"; done
+} <&3 3<&- &
 """
 
 
@@ -91,13 +95,28 @@ class Rank(subprocess.Popen[bytes]):
             self._send_to_all(signal.SIGCONT)
 
     def _send_to_all(self, number: int) -> None:
-        if hasattr(os, "killpg"):
-            with contextlib.suppress(ProcessLookupError, PermissionError):  # it has none left, or another user's alone
-                os.killpg(self.pid, number)
+        if not hasattr(os, "killpg"):
+            return
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # it has none left, or another user's alone
+            os.killpg(self.pid, number)
+        for pid in _in_other_groups(self.pid):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, number)
+
+
+def _in_other_groups(session: int) -> list[int]:
+    """Find the processes of a session outside of its first group, as a shell with job control makes them (Linux)."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*") if sys.platform == "linux" else ():
+        with contextlib.suppress(OSError):  # it has ended
+            fields = (folder / "stat").read_bytes().rpartition(b")")[2].split()
+            if int(fields[3]) == session != int(fields[2]):
+                found.append(int(folder.name))
+    return found
 
 
 class Guard:
-    """A shell that waits beside this process, and kills the groups of its ranks if it ends without saying so.
+    """A shell that waits beside this process, and kills the sessions of its ranks if it ends without saying so.
 
     The kernel ends the ranks themselves then (see `die_with_parent`), but not what they have started.
     """
@@ -117,7 +136,7 @@ class Guard:
         """Say which ranks still run."""
         if self._pipe is not None:
             with contextlib.suppress(OSError):  # somebody has killed it
-                os.write(self._pipe, " ".join(f"-{rank.pid}" for rank in ranks).encode() + b"\n")
+                os.write(self._pipe, " ".join(str(rank.pid) for rank in ranks).encode() + b"\n")
 
     def close(self) -> None:
         """Let it go: nothing is left to kill."""

@@ -20,12 +20,16 @@ def _temporary_folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def launched(tmp_path):
-    """Launch a shell script as two ranks; each notes in `started-RANK` what it has started."""
+    """Launch a shell script as two ranks; each notes in `started-RANK` what it has started.
+
+    What stands before ` first; ` is done before that: `set -m` gives it a process group of its own.
+    """
     running = []
 
     def launch(script):
         file = tmp_path / "script.sh"
-        file.write_text(f"sleep 600 & echo $! > started.$RANK; mv started.$RANK started-$RANK\n{script}\n")
+        first, _, script = script.rpartition(" first; ")
+        file.write_text(f"{first}\nsleep 600 & echo $! > started.$RANK; mv started.$RANK started-$RANK\n{script}\n")
         words = [*LAUNCH, "bash", str(file)]
         launcher = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         running.append(launcher)
@@ -59,6 +63,8 @@ def state(pid):
     [
         ("[ $RANK = 1 ] && exit 9; wait", [], 9),
         ("exit 0", [], 0),
+        ("set -m first; exit 0", [], 0),
+        ("set -m first; [ $RANK = 1 ] && exit 9; wait", [], 9),
         ("trap 'exit 3' TERM; [ $RANK = 1 ] && exit 9; wait", [], 9),
         ("wait", [signal.SIGTERM], 143),
         ("wait", [signal.SIGINT], 130),
@@ -76,8 +82,9 @@ def test_what_a_rank_has_started_ends_with_it(launched, script, signals, code):
     wait_for(lambda: not any(map(state, started)))
 
 
-def test_what_ranks_have_started_ends_with_a_launcher_that_is_killed(launched):
-    launcher, started = launched("wait")
+@pytest.mark.parametrize("script", ["wait", "set -m first; wait"])
+def test_what_ranks_have_started_ends_with_a_launcher_that_is_killed(launched, script):
+    launcher, started = launched(script)
     assert all(map(state, started))
     launcher.kill()
     launcher.communicate(timeout=30)
@@ -88,8 +95,7 @@ def test_what_ranks_have_started_ends_with_a_launcher_that_is_killed(launched):
 def test_a_suspended_launcher_suspends_its_ranks_and_all_go_on_together(launched, number):
     launcher, started = launched("wait")
     launcher.send_signal(number)
-    wait_for(lambda: state(launcher.pid) == "T")
-    assert [state(pid) for pid in started] == ["T", "T"]
+    wait_for(lambda: [state(pid) for pid in (launcher.pid, *started)] == ["T", "T", "T"])
     launcher.send_signal(signal.SIGCONT)
     wait_for(lambda: "T" not in [state(pid) for pid in (launcher.pid, *started)])
     launcher.send_signal(signal.SIGTERM)
@@ -104,8 +110,7 @@ def test_time_spent_suspended_is_no_hanging(started, watched, ranks_of):
                       "--max-restarts", 0, OMP_NUM_THREADS="1")  # fmt: skip
     run.wait_for(lambda: (run.path / "metrics.jsonl").exists() and len(run.journal()) > 0, process)
     process.send_signal(signal.SIGTSTP)
-    wait_for(lambda: state(process.pid) == "T")
-    assert [state(pid) for pid in ranks_of(process)] == ["T", "T"]
+    wait_for(lambda: [state(pid) for pid in (process.pid, *ranks_of(process))] == ["T", "T", "T"])
     size = (run.path / "metrics.jsonl").stat().st_size
     time.sleep(3)
     assert (run.path / "metrics.jsonl").stat().st_size == size
