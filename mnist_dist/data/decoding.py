@@ -63,6 +63,9 @@ TURNS = {
 ORIENTATION, BITS, PHOTOMETRIC, PLANAR, TILE_WIDTH, TILE_LENGTH, SAMPLE_FORMAT = 274, 258, 262, 284, 322, 323, 339
 """Tags of TIFF."""
 
+HARMLESS = re.compile(r'_TIFFVSetField: .* "(Orientation|ResolutionUnit|[XY]Resolution)" tag')
+"""Errors of libtiff about tags on which no pixel depends."""
+
 Mode = Literal["L", "RGB"]
 Warn = Callable[[str], None]
 Convert = Callable[[Image.Image], Image.Image]
@@ -229,6 +232,8 @@ def _open_tiff(file: BinaryIO, most: int) -> tuple[ImageFile.ImageFile, Convert]
         TiffImagePlugin.READ_LIBTIFF = False
         file.seek(0)
         picture = TiffImagePlugin.TiffImageFile(file)
+    if not isinstance(picture.info.get("xmp", b""), bytes):  # Pillow would stumble over it
+        del picture.info["xmp"]
     white = 4095 if tags.get(BITS) == (12,) else 65535
     return picture, _conversion(picture, white=white, inverted=tags.get(PHOTOMETRIC) == 0)
 
@@ -383,11 +388,10 @@ def _complaints() -> Iterator[None]:
         except BlockingIOError:
             said = b""
         os.close(reader)
-    for line in said.decode(errors="replace").splitlines():
-        _, warning, text = line.partition(": Warning, ")
-        if not warning:
+    for line in said.decode(errors="replace").replace("tempfile.tif: ", "").splitlines():  # Pillow's name for it
+        if ": Warning, " not in line and not HARMLESS.search(line):
             raise ValueError(line)
-        warnings.warn(text, stacklevel=2)
+        warnings.warn(line.rpartition(": Warning, ")[2], stacklevel=2)
     if failure is not None:
         raise failure
 

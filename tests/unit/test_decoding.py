@@ -127,6 +127,18 @@ def test_transparency_in_a_plane_of_its_own_is_refused(decoded):
         assert "plane of its own" in refusal(decoded, tiff(values, planes=True, extra=(2,), compressed=compressed))
 
 
+@pytest.mark.parametrize(
+    "tags",
+    [{34665: 0x7FFFFFFF}, {34853: 5}, {700: 3}, {700: [1, 2]}, {274: 99}, {296: 77}, {296: [1, 1]}, {282: 0}, {330: 9}],
+)
+def test_odd_tags_on_which_no_pixel_depends_refuse_no_tiff(decoded, tags):
+    values = np.random.default_rng(0).integers(0, 256, (9, 9, 1), np.uint8)
+    for turned in (False, True):
+        content = tiff(values, tags={274: 3 if turned else 1, **tags})
+        expected = values[::-1, ::-1, 0] if turned and 274 not in tags else values[:, :, 0]
+        assert np.array_equal(decoded(content, 9)[0], expected)
+
+
 def test_what_libtiff_prints_is_a_reason_or_a_warning_with_the_pictures_name(decoded, capfd):
     content = bytearray(tiff(np.random.default_rng(0).integers(0, 256, (20, 20, 1), np.uint8), compressed=True))
     at = len(content) - 150
