@@ -32,6 +32,10 @@ def install() -> None:
     """Handle the stopping signals in this process; before torch is imported, which takes seconds."""
     global _installed
     _installed = True
+    if hasattr(signal, "SIGCHLD"):  # where it is ignored, the system forgets how children ended
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    if hasattr(signal, "pthread_sigmask"):  # whoever started this process may have blocked them
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     for number in STOPPING:
         if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _note)

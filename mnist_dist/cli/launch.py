@@ -93,8 +93,7 @@ def local(
             os.execv(sys.executable, words)  # it supervises the processes itself
         print(join(words))
         return
-    if not dry_run:
-        check_loopback()
+    check_loopback()
     environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     group = Group(
         command=tuple(command),

@@ -107,13 +107,13 @@ def run_once(group: Group, folder: GroupFolder, signals: Signals, meanwhile: Mea
         stack.callback(pulses.close)
         outputs = [None, *(stack.enter_context(_open(_output(group, folder, rank))) for rank in range(1, group.ranks))]
         children = signals.children = []
+        guard = Guard()
+        stack.callback(guard.close)
         stack.callback(_end, children)
         for rank, output in enumerate(outputs):
             environment = os.environ | _environment(group, folder, rank)
             children.append(Rank(group.command, environment, output, whole=group.foreign))
-        guard = Guard()
-        stack.callback(guard.close)
-        guard.watch(children)
+            guard.watch(children)
         signals.pass_on()
         if meanwhile is not None:
             signals.interrupt(partial(meanwhile, folder))

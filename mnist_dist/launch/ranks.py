@@ -60,10 +60,10 @@ class Rank(subprocess.Popen[bytes]):
         if self.returncode is not None:
             return self.returncode
         if hasattr(os, "waitid"):  # its number stays taken until it is waited for
-            with contextlib.suppress(ChildProcessError):
+            with contextlib.suppress(ChildProcessError):  # somebody else has waited for it
                 if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
                     return None
-            self._send_to_all(signal.SIGKILL)
+                self._send_to_all(signal.SIGKILL)
         code = super().poll()
         if code is not None and not hasattr(os, "waitid"):
             self._send_to_all(getattr(signal, "SIGKILL", signal.SIGTERM))

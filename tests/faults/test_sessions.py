@@ -82,6 +82,15 @@ def test_what_a_rank_has_started_ends_with_it(launched, script, signals, code):
     wait_for(lambda: not any(map(state, started)))
 
 
+@pytest.mark.parametrize("inherited", ["signal.signal(signal.SIGCHLD, signal.SIG_IGN)",
+                                       "signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 32))"])  # fmt: skip
+def test_signals_that_were_ignored_or_blocked_where_this_was_started_are_no_hindrance(tmp_path, inherited):
+    code = f"import os, signal, sys; {inherited}; os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    words = [sys.executable, "-c", code, *LAUNCH[1:], "bash", "-c", "[ $RANK = 0 ] || exit 9; sleep 600"]
+    ended = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 9, ended.stderr
+
+
 @pytest.mark.parametrize("script", ["wait", "set -m first; wait"])
 def test_what_ranks_have_started_ends_with_a_launcher_that_is_killed(launched, script):
     launcher, started = launched(script)
