@@ -62,7 +62,8 @@ TURNS = {
 """What makes a picture upright, by its EXIF orientation."""
 ORIENTATION, BITS, PHOTOMETRIC, PLANAR, TILE_WIDTH, TILE_LENGTH, SAMPLE_FORMAT = 274, 258, 262, 284, 322, 323, 339
 """Tags of TIFF."""
-
+UNSIGNED, FLOATS = 1, 3
+"""Kinds of values in TIFF."""
 HARMLESS = re.compile(r'_TIFFVSetField: .* "(Orientation|ResolutionUnit|[XY]Resolution)" tag')
 """Errors of libtiff about tags on which no pixel depends."""
 
@@ -165,7 +166,7 @@ def _open(file: BinaryIO, image_size: int, most: int) -> tuple[ImageFile.ImageFi
     png_chunks.check_size(*picture.size, most)
     if kind == "JPEG" and picture.width * picture.height > LARGE_PIXELS:
         picture.draft(None, (2 * image_size, 2 * image_size))
-    return picture, _conversion(picture)
+    return picture, _to_8_bits
 
 
 def _decode(picture: ImageFile.ImageFile, convert: Convert, image_size: int, mode: Mode) -> NDArray[np.uint8]:
@@ -207,7 +208,7 @@ def _open_png(file: BinaryIO, most: int) -> tuple[ImageFile.ImageFile, Convert]:
         clear = (np.asarray(picture) == high).all(axis=2)
         clear &= (np.asarray(low) == [value & 255 for value in png.transparent]).all(axis=2)
         picture.putalpha(Image.fromarray(np.where(clear, 0, 255).astype(np.uint8)))
-    return picture, _conversion(picture, transparent=png.transparent[0] if len(png.transparent) == 1 else None)
+    return picture, partial(_to_8_bits, transparent=png.transparent[0] if len(png.transparent) == 1 else None)
 
 
 def _open_tiff(file: BinaryIO, most: int) -> tuple[ImageFile.ImageFile, Convert]:
@@ -217,10 +218,9 @@ def _open_tiff(file: BinaryIO, most: int) -> tuple[ImageFile.ImageFile, Convert]
     picture = TiffImagePlugin.TiffImageFile(file)
     png_chunks.check_size(*picture.size, most)
     tags = picture.tag_v2
-    formats = tags.get(SAMPLE_FORMAT, 1)
-    if picture.mode == "I" or set(formats if isinstance(formats, tuple) else (formats,)) != {
-        3 if picture.mode == "F" else 1
-    }:
+    kinds = tags.get(SAMPLE_FORMAT, 1)
+    known = FLOATS if picture.mode == "F" else UNSIGNED
+    if picture.mode == "I" or set(kinds if isinstance(kinds, tuple) else (kinds,)) != {known}:
         raise ValueError("nothing says which of its 32-bit or signed values is white: save it with 8 or 16 bits")
     if tags.get(PLANAR) == 2 and picture.mode in ("LA", "La", "PA"):
         raise ValueError("its transparency is in a plane of its own: save it with interleaved samples")
@@ -235,29 +235,27 @@ def _open_tiff(file: BinaryIO, most: int) -> tuple[ImageFile.ImageFile, Convert]
     if not isinstance(picture.info.get("xmp", b""), bytes):  # Pillow would stumble over it
         del picture.info["xmp"]
     white = 4095 if tags.get(BITS) == (12,) else 65535
-    return picture, _conversion(picture, white=white, inverted=tags.get(PHOTOMETRIC) == 0)
+    return picture, partial(_to_8_bits, white=white, inverted=tags.get(PHOTOMETRIC) == 0)
 
 
-def _conversion(
-    picture: Image.Image, *, white: int = 65535, inverted: bool = False, transparent: int | None = None
-) -> Convert:
-    """Choose how a picture's rows become 8-bit gray or colour, from its mode.
+def _to_8_bits(
+    rows: Image.Image, *, white: int = 65535, inverted: bool = False, transparent: int | None = None
+) -> Image.Image:
+    """Make 8-bit gray or colour, without transparency, of a loaded picture or of some of its rows.
 
     Args:
-        picture: Opened, perhaps not loaded yet.
+        rows: Of any mode.
         white: Of more than 8 bits, the value that is white.
         inverted: Whether that value is black, which Pillow heeds for 8 bits alone.
         transparent: Of 16 bits, the value to lay on white.
     """
-    if picture.mode.startswith("I"):
-        return partial(_from_integers, white=white, inverted=inverted, transparent=transparent)
-    if picture.mode == "F":
-        return partial(_from_floats, inverted=inverted)
-    if picture.has_transparency_data:
-        return _on_white
-    if picture.mode == "LAB":  # Pillow makes no gray of it
-        return lambda rows: rows.convert("RGB")
-    return lambda rows: rows
+    if rows.mode.startswith("I"):
+        return _from_integers(rows, white=white, inverted=inverted, transparent=transparent)
+    if rows.mode == "F":
+        return _from_floats(rows, inverted=inverted)
+    if rows.has_transparency_data:
+        return _on_white(rows)
+    return rows.convert("RGB") if rows.mode == "LAB" else rows  # Pillow makes no gray of it
 
 
 def _from_integers(rows: Image.Image, *, white: int, inverted: bool, transparent: int | None) -> Image.Image:
