@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -70,3 +72,24 @@ def test_batches_are_the_same_wherever_their_pixels_wait_on_a_gpu(digits):
             assert one[0].device == one[1].device == device
             assert torch.equal(one[1].cpu(), other[1])
             assert torch.allclose(one[0].cpu(), other[0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "claim"),
+    [
+        ({"model.dropout": 0.25}, "micro-batches of 16 images: set train.micro_batch lower (each step still takes "
+         "train.global_batch 32 images; other dropout is drawn, as with another seed)."),
+        ({"model.dropout": 0}, "train.global_batch 32 images; only rounding changes)."),
+        ({"model.dropout": 0, "train.micro_batch": 1}, "set data.image_size lower, or take a smaller network."),
+    ],
+)  # fmt: skip
+def test_the_message_for_lack_of_memory_claims_only_what_holds(settings, claim):
+    from mnist_dist.config import Setting, load
+    from mnist_dist.run import _out_of_memory
+
+    given = {"train.global_batch": 32} | settings
+    config = load("quick", tuple(Setting(key=key, value=value, origin="--set") for key, value in given.items())).config
+    parts = SimpleNamespace(config=config, runtime=SimpleNamespace(device="cuda:1", ranks=2))
+    message = _out_of_memory(parts)
+    assert message.startswith("cuda:1 has not enough memory for micro-batches of ")
+    assert message.endswith(claim)
