@@ -261,11 +261,11 @@ class RunFolder:
         Returns:
             Warnings: a line if the journal is not as it was.
         """
-        self.result.unlink(missing_ok=True)
-        sync_folder(self.path)
         warnings = []
         size = sizes.get(self.metrics.name, 0)
         content = read_plain(self.metrics, limit=math.inf)[:size] if os.path.lexists(self.metrics) else b""
+        self.result.unlink(missing_ok=True)
+        sync_folder(self.path)
         if len(content) < size:
             warnings.append(f"{self.metrics} is shorter than it was: lines of it are lost.")
             size = content.rfind(b"\n") + 1
