@@ -132,5 +132,6 @@ def _is_the_same(one: Failure, other: Failure) -> bool:
 def _show_cursor() -> None:
     """Bring back the cursor that a progress display had hidden as it was killed."""
     if sys.stdout.isatty():
-        sys.stdout.write("\x1b[?25h\n")
         sys.stdout.flush()
+        with contextlib.suppress(OSError):  # the terminal has gone
+            os.write(sys.stdout.fileno(), b"\x1b[?25h\n")  # as text it would be shown escaped

@@ -1,5 +1,6 @@
 """Standard streams that are closed, a terminal that goes, and folders that have gone."""
 
+import contextlib
 import fcntl
 import os
 import pty
@@ -105,6 +106,29 @@ def test_a_terminal_that_is_closed_stops_the_run_with_a_checkpoint(watched, term
     assert process.wait(60) == 128 + signal.SIGHUP
     assert run_.result["status"] == "stopped"
     assert run_.steps[-1] == run_.result["step"]
+
+
+def test_ctrl_c_on_a_terminal_says_in_plain_words_how_to_go_on(watched, terminal):
+    run_ = watched("run")
+    process, ours = terminal("train", "--config", "quick", "--epochs", "1000", "--run", run_.path)
+    read_until(lambda: (run_.path / "checkpoints").exists() and run_.steps, ours, process)
+    os.write(ours, b"\x03")
+    shown, deadline = b"", time.monotonic() + 60
+    while process.poll() is None:
+        assert time.monotonic() < deadline
+        with contextlib.suppress(BlockingIOError):
+            shown += os.read(ours, 1 << 16)
+        time.sleep(0.01)
+    with contextlib.suppress(OSError):
+        shown += os.read(ours, 1 << 16)
+    os.close(ours)
+    assert process.returncode == 130
+    assert b"\x1b[?25h" in shown  # the cursor is back
+    words = " ".join(shown.decode().split())
+    assert "Stopped by SIGINT after step" in words
+    assert "saved; go on with `mnist-dist resume" in words
+    assert "error" not in words
+    assert "\\x" not in words
 
 
 def test_a_run_that_ignores_hangups_outlives_its_terminal(watched, terminal, ranks_of):
