@@ -16,7 +16,7 @@ from typing import Any, Literal
 from torch import nn
 
 from mnist_dist import checkpoint
-from mnist_dist.checkpoint_files import TENSOR_FILES, Meta, damaged, last_named, point, remove, steps
+from mnist_dist.checkpoint_files import TENSOR_FILES, Meta, damaged, remove, steps
 from mnist_dist.config import Resolved
 from mnist_dist.data import Dataset
 from mnist_dist.errors import CheckpointError, ConfigError, DataError, NonFiniteError
@@ -169,9 +169,6 @@ def restore(folder: RunFolder, opened: Opened | None, parts: Parts, warn: Callab
 
     def read() -> dict[str, bytes]:
         assert opened is not None  # rank 0
-        last, found = last_named(folder.checkpoints), steps(folder.checkpoints)
-        if last is not None and found and last > max(found):
-            warn(f"The checkpoint of step {last} is gone: the newest in {folder.checkpoints} is of step {max(found)}.")
         path = checkpoint.newest_whole(folder.checkpoints, warn)
         if path is None:
             _begin_again(folder, warn)
@@ -286,7 +283,6 @@ def save(
         }
         checkpoint.write(folder.checkpoints, progress.step, parts.model, parts.optimizer, meta)
         best = int(progress.best["step"]) if progress.best else None
-        point(folder.checkpoints, last=progress.step, best=best)
         checkpoint.prune(folder.checkpoints, keep=parts.config.checkpoint.keep, best=best, warn=warn)
 
     parts.runtime.on_first_rank(write)

@@ -224,35 +224,6 @@ def prune(folder: Path, *, keep: int, best: int | None, warn: Callable[[str], No
             warn(f"{path} is no longer needed and cannot be removed ({error.strerror}). The run goes on.")
 
 
-def point(folder: Path, *, last: int, best: int | None) -> None:
-    """Let the links `last` and `best` name checkpoints, for scripts; none where the disk has no links. Rank 0 alone.
-
-    Nothing here follows them. What else a user has put at their place stays.
-
-    Args:
-        folder: The run's `checkpoints`.
-        last: The step of the newest.
-        best: The step of the best; None if there is none.
-    """
-    for name, step in (("last", last), ("best", best)):
-        link, temporary = folder / name, folder / f".{name}"
-        if not link.is_symlink() and os.path.lexists(link):
-            continue
-        with contextlib.suppress(OSError, NotImplementedError):
-            if step is None:
-                link.unlink(missing_ok=True)
-                continue
-            temporary.unlink(missing_ok=True)
-            temporary.symlink_to(name_of(step))
-            temporary.replace(link)
-
-
-def last_named(folder: Path) -> int | None:
-    """Return the step that the link `last` names, whether or not its checkpoint is still there."""
-    link = folder / "last"
-    return step_of(link.readlink().name) if link.is_symlink() else None
-
-
 def tensor_table(content: BinaryIO) -> tuple[dict[str, tuple[str, tuple[int, ...]]], int]:
     """Read the header of a safetensors file.
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mnist_dist import checkpoint, errors
-from mnist_dist.checkpoint_files import point, remove, step_of, steps, verify
+from mnist_dist.checkpoint_files import remove, step_of, steps, verify
 from mnist_dist.errors import CheckpointError, DamagedError, GroupError, StoppedError
 from mnist_dist.folder import claim_run_folder
 from mnist_dist.storage import ContentError, cut, exchange, open_append, parse_record, read_plain, write_whole
@@ -112,23 +112,6 @@ def test_checkpoints_are_sorted_by_their_number(written):
     assert list(steps(written)) == [99_999_998, 99_999_999, 100_000_000]
     checkpoint.prune(written, keep=2, best=None)
     assert list(steps(written)) == [99_999_999, 100_000_000]
-
-
-def test_links_name_the_last_and_the_best_checkpoint(written):
-    point(written, last=100_000_000, best=99_999_998)
-    assert str((written / "last").readlink()) == "step-100000000"
-    assert (written / "best" / "meta.json").read_bytes() == (written / "step-99999998" / "meta.json").read_bytes()
-    point(written, last=99_999_999, best=None)
-    assert (written / "last").readlink().name == "step-99999999"
-    assert not (written / "best").is_symlink()
-    assert list(steps(written)) == [99_999_998, 99_999_999, 100_000_000]
-
-
-def test_what_a_user_keeps_where_a_link_would_be_stays(written):
-    (written / "last").mkdir()
-    (written / "last" / "notes.txt").write_text("mine")
-    point(written, last=100_000_000, best=None)
-    assert (written / "last" / "notes.txt").read_text() == "mine"
 
 
 def test_an_old_checkpoint_that_cannot_be_removed_is_a_warning(written):
