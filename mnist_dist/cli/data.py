@@ -77,7 +77,7 @@ def check(
         for chunk in decode_all(folder, pictures.files, decoding, discard):
             unreadable |= dict(chunk.unreadable)
             warnings |= chunk.warnings
-    total = sum(len(pictures.files) for pictures in found.listing.splits.values())
+    total = len(found.bad) + sum(len(pictures.files) for pictures in found.listing.splits.values())
     if as_json:
         record = {"pictures": total, "unreadable": unreadable, "warnings": warnings, "ignored": sorted(found.ignored)}
         say(json.dumps(record | {"reasons": found.ignored, "faults": found.faults}))
