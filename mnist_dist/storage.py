@@ -163,7 +163,7 @@ def entries(folder: Path) -> list[str]:
     """
     try:
         return os.listdir(folder)  # noqa: PTH208 - names alone
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 
