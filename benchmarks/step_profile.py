@@ -69,7 +69,7 @@ def profile_steps(options: argparse.Namespace) -> None:
         "model.name": options.model,
         "train.global_batch": options.batch,
         "train.device": "cpu",
-        "train.epochs": 1e9,
+        "train.epochs": 1e6,
         "train.max_steps": WARM_STEPS + 2 * options.steps,
         "train.log_every": 10**9,
     }

@@ -136,7 +136,8 @@ def _train_ours(config: str, seed: int, options: argparse.Namespace) -> Measurem
             if split.name in ("train", "test", "val"):  # not the pictures that are decoded already
                 (data / split.name).symlink_to(split)
         words: list[object] = [sys.executable, "-m", "mnist_dist", "train", "--config", config, "--data", data]
-        words += ["--run", run, "--seed", seed, *(word for setting in options.set for word in ("--set", setting))]
+        words += ["--set", "data.follow_links=true", "--run", run, "--seed", seed]
+        words += [*(word for setting in options.set for word in ("--set", setting))]
         ended = run_command(words)
         result = json.loads((run / "result.json").read_text(encoding="utf-8"))
     return Measurement(name=config, seed=seed, seconds=ended.seconds, test_accuracy=result["metrics"]["test_accuracy"])

@@ -24,7 +24,7 @@ FLOP_PER_THREAD = 4e7
 1.7e8, and its sixty operations take some 50 microseconds each with one thread. Measured with two threads only."""
 LONG_STEP_FLOP = 2e9
 """A step of so many has operations that are long beside the time that a thread needs to wake up."""
-SPINS, FEW_SPINS = 50_000, 2_000
+SPINS, FEW_SPINS = 50_000, 5_000
 """GOMP_SPINCOUNT for short and for long operations. libgomp's own 300,000 cost a run nearly all its speed beside a busy
 program; few spins cost a step of short operations a tenth on a quiet machine."""
 A_CPU = 0.35

@@ -29,7 +29,7 @@ def test_check_lists_every_bad_file_and_all_that_is_passed_over_at_once(tmp_path
         "beside the class folders)",
     ]
     assert "b\\xe9.txt" in ignored[1] or "b\\udce9.txt" in ignored[1]
-    assert lines[-1] == "9 pictures, 4 unreadable; 3 other files ignored"
+    assert lines[-1] == "12 pictures, 4 unreadable; 3 other files ignored"
     record = command("data", "check", root, "--json").json()
     assert len(record["unreadable"]) == 4
     assert record["ignored"] == sorted(record["reasons"])

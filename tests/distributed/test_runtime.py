@@ -9,7 +9,7 @@ def test_rank_0s_records_reach_every_rank(on_ranks):
 
 def test_a_failure_of_rank_0_is_every_ranks_failure(on_ranks):
     first, *others = on_ranks(3, "failing_on_the_first")
-    assert first["full"] == ["StorageError", "/somewhere cannot be written: No space left on device."]
+    assert first["full"] == ["StorageError", "/somewhere: No space left on device: make room."]
     assert first["damaged"] == ["CheckpointError", "it is damaged"]
     assert first["value"] == 42
     for seen in others:

@@ -165,7 +165,7 @@ def test_a_working_folder_that_was_removed_is_told(tmp_path, words):
 def test_a_machine_without_a_temporary_folder_is_told_so(words):
     script = (
         "for folder in /tmp /var/tmp /usr/tmp; do\n"
-        "  [ ! -d $folder ] || mount -t tmpfs -o ro none $folder || exit 99\n"
+        "  [ ! -d $folder ] || { mount --bind $folder $folder && mount -o remount,ro,bind $folder; } || exit 99\n"
         'done; cd /proc; exec "$@"'
     )
     environment = {name: value for name, value in os.environ.items() if name not in ("TMPDIR", "TEMP", "TMP")}
