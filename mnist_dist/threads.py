@@ -32,7 +32,9 @@ A_CPU = 0.35
 WINDOW_SECONDS = 0.25
 """Over so long the CPUs are counted that others use; the system counts in hundredths of a second."""
 LEAST_SECONDS, MOST_SECONDS = 0.5, 3.0
-"""How long a run has to be crowded without a break."""
+"""How long a run has to be crowded."""
+BREAKS = 1 / 4
+"""The share of the last seconds that may have been free: the other program does something else now and then."""
 
 _began: Moment | None = None
 _helpers_seconds = 0.0
@@ -181,7 +183,7 @@ class Crowding:
         self._now = now
         self._threads = threads or 1
         self._steps_per_second = 0.0  # while it was not crowded
-        self._crowded: list[tuple[float, int]] = []  # seconds, and threads that fitted, of windows in a row
+        self._windows: list[tuple[float, int]] = []  # seconds, and threads that fitted, of the last ones
         self._window = NOTHING
         self._steps = 0
         self._begin_span()
@@ -189,7 +191,7 @@ class Crowding:
     def lower(self, threads: int) -> None:
         """Take note that this rank now computes with fewer threads."""
         self._threads = threads
-        self._crowded.clear()
+        self._windows.clear()
         self._next_window()
 
     @contextlib.contextmanager
@@ -218,15 +220,15 @@ class Crowding:
         fitting = self._cpus.threads_beside(
             others_between(NOTHING, self._window, processes=self._cpus.local_ranks).cpus
         )
-        if fitting < self._threads:
-            self._crowded.append((seconds, fitting))
-        else:
-            self._crowded.clear()
+        if fitting >= self._threads:
             self._steps_per_second = self._steps / seconds
         self._next_window()
-        if sum(seconds for seconds, _ in self._crowded) < self._patience(steps_left):
-            return 0
-        return max(threads for _, threads in self._crowded)
+        self._windows.append((seconds, fitting))
+        patience = self._patience(steps_left)
+        while sum(seconds for seconds, _ in self._windows[1:]) >= patience / (1 - BREAKS):
+            del self._windows[0]
+        crowded = [(seconds, threads) for seconds, threads in self._windows if threads < self._threads]
+        return max(threads for _, threads in crowded) if sum(seconds for seconds, _ in crowded) >= patience else 0
 
     def _patience(self, steps_left: int) -> float:
         """Return the seconds that have to be crowded: fewer threads cost speed once the other program has ended."""

@@ -114,14 +114,23 @@ def seconds_until_lowered(machine, crowding, others, *, steps_left=10**9, most=1
     return None
 
 
-def test_a_run_is_crowded_after_three_seconds_in_a_row(machine):
+def test_a_run_is_crowded_after_three_seconds(machine):
     crowding = Crowding(TWO, 2, machine.now)
-    for _ in range(3):
-        assert seconds_until_lowered(machine, crowding, 1.0, most=10) is None
-        assert seconds_until_lowered(machine, crowding, 0.0, most=1) is None  # a break begins the count anew
     seconds, fitting = seconds_until_lowered(machine, crowding, 1.0)
     assert 3.0 <= seconds < 3.5
     assert fitting == 1
+
+
+def test_a_busy_second_now_and_then_is_no_reason_and_a_free_moment_no_excuse(machine):
+    crowding = Crowding(TWO, 2, machine.now)
+    for _ in range(5):
+        assert seconds_until_lowered(machine, crowding, 1.0, most=6) is None
+        assert seconds_until_lowered(machine, crowding, 0.0, most=6) is None
+    found = []
+    for _ in range(3):
+        found += [seconds_until_lowered(machine, crowding, 1.0, most=6)]
+        found += [seconds_until_lowered(machine, crowding, 0.0, most=1)]
+    assert any(found)
 
 
 def test_a_run_that_is_soon_over_does_not_wait_as_long(machine):
