@@ -109,7 +109,7 @@ def open_folder(
     is_new = not folder.holds_run()
     if is_new:
         content, digest = config_content(resolved.to_yaml(), str(init_from.absolute()) if init_from else None)
-        for path in steps(folder.checkpoints).values():
+        for path in steps(folder.initial).values():
             remove(path)  # weights of step 0, of a run that was killed before it began
     else:
         folder.check_run()
@@ -169,7 +169,7 @@ def restore(folder: RunFolder, opened: Opened | None, parts: Parts, warn: Callab
 
     def read() -> dict[str, bytes]:
         assert opened is not None  # rank 0
-        path = checkpoint.newest_whole(folder.checkpoints, warn)
+        path = checkpoint.newest_whole(folder.checkpoints, warn) or checkpoint.newest_whole(folder.initial, warn)
         if path is None:
             _begin_again(folder, warn)
             return {}
@@ -281,7 +281,8 @@ def save(
             "config_sha256": config_sha256,
             "versions": versions(),
         }
-        checkpoint.write(folder.checkpoints, progress.step, parts.model, parts.optimizer, meta)
+        home = folder.checkpoints if progress.step else folder.initial
+        checkpoint.write(home, progress.step, parts.model, parts.optimizer, meta)
         best = int(progress.best["step"]) if progress.best else None
         checkpoint.prune(folder.checkpoints, keep=parts.config.checkpoint.keep, best=best, warn=warn)
 

@@ -73,6 +73,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def initial(self) -> Path:
+        """The checkpoint of step 0 of a run that began with another run's weights."""
+        return self.path / "initial"
+
+    @property
     def tensorboard(self) -> Path:
         """Event files."""
         return self.path / "tensorboard"
@@ -91,8 +96,8 @@ class RunFolder:
         return max(steps(self.checkpoints), default=None)
 
     def holds_run(self) -> bool:
-        """Return whether a run has begun here; weights to begin with (step 0) alone are none yet."""
-        return os.path.lexists(self.config) or bool(self.saved_step())
+        """Return whether a run has begun here; weights to begin with alone are none yet."""
+        return os.path.lexists(self.config) or self.saved_step() is not None
 
     def check_text(self) -> None:
         """Make sure that TensorBoard, which takes paths in UTF-8 alone, can write here.
@@ -118,7 +123,7 @@ class RunFolder:
         if not self.path.is_dir():
             raise ConfigError(f"--run {self.path} is a file: name a folder that does not exist yet.")
         early = {self.environment, *map(temporary_of, (self.environment, self.config)), *map(self.path.joinpath, _LOCK)}
-        names = set(entries(self.path)) - {"logs", "checkpoints", *(path.name for path in early)}
+        names = set(entries(self.path)) - {"logs", "checkpoints", "initial", *(path.name for path in early)}
         if os.path.lexists(self.config):
             self.lock().release()  # says so if the run is still going on
         self.refuse_run()
@@ -161,7 +166,7 @@ class RunFolder:
         The side files are not meant: they are replaced, and a link at their place is not followed.
         """
         files = (self.metrics, self.path / _LOCK[0])
-        folders = (self.checkpoints, self.tensorboard, self.log(0).parent)
+        folders = (self.checkpoints, self.initial, self.tensorboard, self.log(0).parent)
         replaced = (self.environment, self.result, self.path / _LOCK[1])
         for place, kind in [
             *((path, obstacle(path, folder=False)) for path in files),
