@@ -111,7 +111,10 @@ def measure(work: Work, condition: str, setting: Setting, options: argparse.Name
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as hogs:
         run = Path(folder) / "run"
         words = _words(work, setting, run, options)
-        environment = os.environ | ({} if setting.spins is None else {"GOMP_SPINCOUNT": str(setting.spins)})
+        spins = setting.spins
+        if spins is None and work.model == "resnet18" and not setting.plain:
+            spins = threads.FEW_SPINS  # what a rank sets before it imports torch, which this script has done by then
+        environment = os.environ | ({} if spins is None else {"GOMP_SPINCOUNT": str(spins)})
         if not begins:
             hogs.enter_context(_hogs(busy))
         began = time.monotonic()
