@@ -76,7 +76,7 @@ def open_folder(
     init_from: Path | None,
     warn: Callable[[str], None],
 ) -> Opened:
-    """Look what a claimed run folder holds, and describe this machine in it. Rank 0 alone.
+    """Read what a claimed run folder holds, and describe this machine in it. Rank 0 alone.
 
     A new folder becomes a run with its `config.yaml`, which is written last (`begin`): a kill before that leaves
     nothing that a resume could take for another run.

@@ -399,7 +399,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _reason(error: Exception, path: str) -> str:
-    """Say in one line why a picture cannot be read, without its name."""
+    """Return in one line why a picture cannot be read, without its name."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = _one_line(str(error)).replace(path, "the file").strip("'\". ")

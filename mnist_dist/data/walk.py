@@ -130,7 +130,7 @@ class Walk:
 
 
 def is_picture(name: str) -> bool:
-    """Tell by its ending whether a file counts as a picture; hidden files never do."""
+    """Return whether a file counts as a picture by its ending; hidden files never do."""
     return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
 
 

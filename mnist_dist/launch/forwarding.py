@@ -94,7 +94,7 @@ class Signals:
 
 
 def _has_terminal() -> bool:
-    """Tell whether a terminal controls this process."""
+    """Return whether a terminal controls this process."""
     try:
         os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
     except OSError:

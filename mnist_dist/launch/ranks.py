@@ -90,7 +90,7 @@ class Rank(subprocess.Popen[bytes]):
             self._send_to_all(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let them go on."""
+        """Continue the suspended ranks."""
         if self.poll() is None:
             self._send_to_all(signal.SIGCONT)
 
@@ -126,7 +126,7 @@ class Guard:
         if os.name != "posix" or not Path(SHELL).exists():
             return
         reader, self._pipe = os.pipe()
-        try:  # nobody's child, so that whoever looks at the children of this process finds ranks alone
+        try:  # not a child of this process, whose children are the ranks alone
             subprocess.run([SHELL, "-c", GUARD], stdin=reader, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                            cwd="/", start_new_session=True, check=False)  # fmt: skip
         finally:
