@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import datetime
+import gc
 import itertools
 import os
 import re
@@ -12,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed
+import torch.distributed.nn  # its functions' defaults would keep the group that exists as DDP first imports it
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
@@ -29,6 +32,8 @@ _store: Any = None
 """Where this process meets the others: one for its whole life, as an address serves a store once."""
 _joins = itertools.count()
 """Numbers the groups that this process joins one after the other."""
+_left: list[Any] = []
+"""The groups that this process has left."""
 
 
 def has_backend(name: Literal["gloo", "nccl"]) -> bool:
@@ -93,6 +98,8 @@ def start(
                 ) from error
             raise
         finally:
+            if torch.distributed.is_initialized():
+                _left.append(torch.distributed.group.WORLD)
             runtime.close()
             torch.set_num_threads(former_threads)
 
@@ -122,9 +129,22 @@ def _without(patterns: tuple[str, ...]) -> Iterator[None]:
         os.environ |= hidden
 
 
+@atexit.register
+def _end_threads() -> None:
+    """Wait for the threads of the groups that this process has left.
+
+    A thread of gloo that lets go of a tensor while Python ends aborts the process. A group's threads end with its last
+    reference, which is ours: torch drops it without the GIL, for which such a thread may be waiting.
+    """
+    if _left:
+        gc.collect()  # DDP is part of cycles
+        _left.clear()
+
+
 def _join_group(device: str, worker: Worker) -> None:
     """Meet the other ranks; Accelerate takes the group as it finds it."""
     global _store
+    _end_threads()
     seconds = timeout_of(os.environ)
     timeout = datetime.timedelta(seconds=seconds)
     folder = group_folder_of(os.environ)
