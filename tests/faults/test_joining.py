@@ -12,8 +12,13 @@ import pytest
 
 PROGRAM = [sys.executable, "-m", "mnist_dist"]
 TWICE = """
+import atexit
+import os
 import sys
 from pathlib import Path
+def write_threads():
+    Path(f"threads-{os.environ['RANK']}").write_text(str(len(os.listdir("/proc/self/task"))))
+atexit.register(write_threads)  # runs after all that is registered later
 from rich.console import Console
 from mnist_dist.config import load, parse_setting
 from mnist_dist.run import train
@@ -44,6 +49,8 @@ def test_the_same_ranks_can_train_twice(tmp_path, watched, launcher):
     first, second = (watched(f"run-{number}").result for number in range(2))
     assert first["status"] == second["status"] == "finished"
     assert first["weights_sha256"] != second["weights_sha256"]
+    # A thread of gloo's that is left while Python ends can abort the process.
+    assert [(tmp_path / f"threads-{rank}").read_text() for rank in range(2)] == ["1", "1"]
 
 
 @pytest.mark.parametrize("name", ["two words", "50%25 off", "#1?x=2", "Fotos-für-später", b"not-\xff-utf8", "-x"])
