@@ -57,17 +57,21 @@ class Gather:
     def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Get `(B, C, H, W)` pixels and `(B,)` labels of `(B,)` rows, which are on the host."""
         if self._images.device.type == self._device.type:
-            rows = self._send(rows.pin_memory() if self._pinned else rows)
+            rows = self.send(rows)
             return self._images.index_select(0, rows), self._labels.index_select(0, rows)
-        return self._send(self._select(self._images, rows)), self._send(self._select(self._labels, rows))
+        return self.send(self._select(self._images, rows)), self.send(self._select(self._labels, rows))
+
+    def send(self, values: Tensor) -> Tensor:
+        """Send a tensor of the host's to the device, where it arrives before what is computed next.
+
+        A GPU fetches it later by itself, and from pinned memory alone: from other memory the host would wait for it.
+        PyTorch gives pinned memory to nobody else before the copy from it is done.
+        """
+        return values.pin_memory().to(self._device, non_blocking=True) if self._pinned else values.to(self._device)
 
     def _select(self, values: Tensor, rows: Tensor) -> Tensor:
         chosen = torch.empty((len(rows), *values.shape[1:]), dtype=values.dtype, pin_memory=self._pinned)
         return torch.index_select(values, 0, rows, out=chosen)
-
-    def _send(self, values: Tensor) -> Tensor:
-        # PyTorch gives pinned memory to nobody else before the copy from it is done.
-        return values.to(self._device, non_blocking=self._pinned)
 
 
 class Batches:
@@ -114,7 +118,7 @@ class Batches:
             matrices = affine_matrices(
                 self._augmentation, size=pixels.shape[-1], seed=self._seed, epochs=epochs, images=images
             )
-            pixels = warp(pixels.float(), torch.from_numpy(matrices).to(self._device))
+            pixels = warp(pixels.float(), self._gather.send(torch.from_numpy(matrices)))
         return self._normalise(pixels), labels
 
 

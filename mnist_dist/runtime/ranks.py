@@ -40,6 +40,7 @@ class Runtime:
         self.threads = threads
         self.rank: int = accelerator.process_index
         self.ranks: int = accelerator.num_processes
+        self._loss_scale = self._scale_now()
         self.sum_dtype = torch.float32 if self.device.type == "mps" else torch.float64  # MPS has no float64
 
     def set_threads(self, threads: int) -> None:
@@ -88,11 +89,11 @@ class Runtime:
         if scaler is None:
             stepper.step()
             return None
-        former = scaler.get_scale()
         scaler.step(optimizer)  # waits for the device, so asking for the scale costs little more
         scaler.update()
         optimizer.zero_grad()
-        return scaler.get_scale() if scaler.get_scale() < former else None
+        former, self._loss_scale = self._loss_scale, self._scale_now()
+        return self._loss_scale if self._loss_scale < former else None
 
     def scale(self, loss: Tensor) -> Tensor:
         """Scale a loss under fp16, for a gradient that is computed by hand."""
@@ -103,11 +104,17 @@ class Runtime:
         """Take up the gradient scaler's state of a checkpoint."""
         if self._accelerator.scaler is not None and state is not None:
             self._accelerator.scaler.load_state_dict(state)
+            self._loss_scale = self._scale_now()
 
     def scaler_state(self) -> dict[str, Any] | None:
         """Get the gradient scaler's state under fp16, else None."""
         scaler = self._accelerator.scaler
         return None if scaler is None else dict(scaler.state_dict())
+
+    def _scale_now(self) -> float:
+        """Ask the gradient scaler for its scale, for which the host waits once it lies on the device; else 1."""
+        scaler = self._accelerator.scaler
+        return 1.0 if scaler is None else float(scaler.get_scale())
 
     def sum(self, values: Tensor) -> Tensor:
         """Add a tensor up over ranks, into a new one. Every rank."""
