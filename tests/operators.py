@@ -62,8 +62,7 @@ class Watch(TorchDispatchMode):
         if function is aten._pin_memory.default:
             self._pinned.append(args[0].clone())
             return self._pinned[-1]
-        if pinned := kwargs.pop("pin_memory", False):
-            self.operators["pinned"] += 1
+        pinned = kwargs.pop("pin_memory", False)
         result = function(*args, **kwargs)
         if pinned:
             self._pinned.append(result)
@@ -76,7 +75,8 @@ class Watch(TorchDispatchMode):
         return result
 
     def _is_pinned(self, tensor: Tensor) -> bool:
-        return any(tensor is pinned for pinned in self._pinned)
+        memory = tensor.untyped_storage()._cdata
+        return any(memory == pinned.untyped_storage()._cdata for pinned in self._pinned)
 
 
 class Elsewhere(Runtime):
