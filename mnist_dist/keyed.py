@@ -9,6 +9,7 @@ generators", OOPSLA 2014).
 from __future__ import annotations
 
 from enum import IntEnum
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,6 +20,8 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 FEISTEL_ROUNDS = 8
 """Even: the halves take turns."""
+SEEDS = 256
+"""For so many steps the seeds of dropout are computed at once."""
 
 
 class Purpose(IntEnum):
@@ -82,6 +85,26 @@ def permuted(positions: NDArray[np.int64], purpose: Purpose, count: int, *keys: 
     while len(beyond := np.flatnonzero(images >= count)):
         images[beyond] = _feistel(images[beyond], bits, round_keys)
     return images.astype(np.int64)
+
+
+def dropout_seed(seed: int, step: int, micro_batch: int) -> int:
+    """Look up the 63-bit seed of a micro-batch's dropout masks.
+
+    Args:
+        seed: The run's.
+        step: The first is 0.
+        micro_batch: Its number in the global batch.
+    """
+    block, place = divmod(step, SEEDS)
+    return _dropout_seeds(seed, block, micro_batch)[place]
+
+
+@lru_cache(maxsize=1024)  # more than a rank has micro-batches in a step
+def _dropout_seeds(seed: int, block: int, micro_batch: int) -> list[int]:
+    """Hash many steps at once, as one alone costs nearly as much."""
+    steps = np.arange(block * SEEDS, (block + 1) * SEEDS)
+    seeds: list[int] = (keyed_hash(Purpose.DROPOUT, seed, steps, micro_batch) >> np.uint64(1)).tolist()
+    return seeds
 
 
 def _feistel(values: NDArray[np.uint64], bits: int, round_keys: NDArray[np.uint64]) -> NDArray[np.uint64]:

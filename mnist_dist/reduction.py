@@ -13,7 +13,9 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from mnist_dist import heartbeat
 from mnist_dist.errors import ConfigError
 from mnist_dist.runtime import Runtime
 
@@ -154,6 +156,27 @@ class Exact:
 
     def settle(self) -> None:
         """There is nothing that differs between ranks."""
+
+
+def learn(reduction: Ddp | Exact, pixels: Tensor, labels: Tensor, *, label_smoothing: float, last: bool) -> Tensor:
+    """Add a micro-batch's gradients: its forward pass, its loss and its backward pass. Every rank.
+
+    Args:
+        reduction: Of the run.
+        pixels: `(micro_batch, C, H, W)`, normalised.
+        labels: `(micro_batch,)` int64.
+        label_smoothing: Share of each target that is spread over all classes.
+        last: Whether it is this rank's last of a step.
+
+    Returns:
+        `()` cross-entropy in nats, summed over the micro-batch.
+    """
+    with reduction.micro_batch(last=last):
+        logits = reduction.model(pixels)  # (micro_batch, K)
+        loss = functional.cross_entropy(logits, labels, reduction="sum", label_smoothing=label_smoothing)
+        heartbeat.beat()  # from here on it may wait for others
+        reduction.backward(loss, (logits.argmax(dim=1) == labels).sum())
+    return loss.detach()
 
 
 def refuse_batch_norm(model: nn.Module) -> None:

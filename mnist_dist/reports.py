@@ -40,6 +40,8 @@ class Plan:
     validation_images: int
     test_images: int
     store: str
+    graph: str = ""
+    """How steps are taken, where `train.graph` asks for something."""
 
     @property
     def first_epoch(self) -> int:

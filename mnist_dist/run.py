@@ -15,7 +15,7 @@ from rich.console import Console
 from safetensors.torch import save_file
 from torch import nn
 
-from mnist_dist import archive, signals
+from mnist_dist import archive, graph, signals
 from mnist_dist import train as loop
 from mnist_dist.config import Config, Resolved
 from mnist_dist.data import Dataset, Sampler, open_dataset
@@ -363,4 +363,5 @@ def _plan(parts: Parts, folder: RunFolder, *, first_step: int, threads_reason: s
         validation_images=len(dataset.validation) if dataset.validation else 0,
         test_images=len(dataset.test),
         store=dataset.state + place,
+        graph=graph.describe(parts),
     )

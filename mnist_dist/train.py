@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from mnist_dist import heartbeat, signals
 from mnist_dist.data import shares
 from mnist_dist.errors import NonFiniteError, StoppedError
 from mnist_dist.evaluate import evaluate
-from mnist_dist.keyed import Purpose, keyed_hash
+from mnist_dist.graph import prepare
+from mnist_dist.keyed import dropout_seed
 from mnist_dist.optim import lr_at
 from mnist_dist.parts import Parts
 from mnist_dist.progress import Clock, Progress
+from mnist_dist.reduction import learn
 from mnist_dist.reports import EpochReport, Event
 from mnist_dist.runtime import Vote
 
@@ -25,9 +25,6 @@ SAVE = 1 << 16
 """A vote to save; smaller ones are the numbers of signals, which save as well."""
 FEWER_THREADS = 1 << 20
 """A vote to go on with n threads is this less n: of several votes the fewest threads win."""
-
-SEEDS = 256
-"""For so many steps the seeds of dropout are computed at once."""
 
 SMALLEST_LOSS_SCALE = 1.0
 """Where gradients still overflow under fp16 below this, it is not fp16's narrow range that makes them."""
@@ -48,6 +45,7 @@ def train(parts: Parts, progress: Progress) -> None:
     losses: list[Tensor] = []  # of each micro-batch of this rank, on the device, until the next look at them
     sums: list[tuple[Tensor, Tensor]] = []  # loss and number correct of each step, likewise
     vote, clock, crowding = Vote(runtime), Clock(parts.config.checkpoint.every_minutes), parts.crowding
+    prepared = prepare(parts, partial(_rate_at, parts, total_steps=total_steps), total_steps)
 
     while True:
         ends = (sampler.epoch_end(sampler.epoch_of(progress.step - 1)), total_steps)
@@ -61,18 +59,19 @@ def train(parts: Parts, progress: Progress) -> None:
 
         step = progress.step
         rate = _set_rate(parts, step, total_steps)
-        images, epochs = (shares(batch, **mine) for batch in sampler.batch(step))  # (accumulation, micro_batch)
-        for micro in range(accumulation):
-            pixels, labels = parts.batches["train"].take(images[micro], epochs[micro])
-            runtime.seed(_dropout_seed(config.seed, step, runtime.rank * accumulation + micro))
-            with reduction.micro_batch(last=micro == accumulation - 1):
-                logits = reduction.model(pixels)  # (micro_batch, K)
-                loss = functional.cross_entropy(logits, labels, reduction="sum", label_smoothing=config.label_smoothing)
-                heartbeat.beat()  # from here on it may wait for others
-                reduction.backward(loss, (logits.argmax(dim=1) == labels).sum())
-            losses.append(loss.detach())
-        sums.append(reduction.finish())
-        lowered_scale = runtime.step(parts.stepper, clip_norm=config.clip_norm)
+        lowered_scale = None
+        if prepared is not None:
+            sums.append(prepared.take(step))
+            losses.append(sums[-1][0])
+        else:
+            images, epochs = (shares(batch, **mine) for batch in sampler.batch(step))  # (accumulation, micro_batch)
+            for micro in range(accumulation):
+                pixels, labels = parts.batches["train"].take(images[micro], epochs[micro])
+                runtime.seed(dropout_seed(config.seed, step, runtime.rank * accumulation + micro))
+                last = micro == accumulation - 1
+                losses.append(learn(reduction, pixels, labels, label_smoothing=config.label_smoothing, last=last))
+            sums.append(reduction.finish())
+            lowered_scale = runtime.step(parts.stepper, clip_norm=config.clip_norm)
 
         progress.step = done = step + 1
         heartbeat.beat(done)
@@ -158,29 +157,20 @@ def _take_fewer_threads(parts: Parts, progress: Progress, threads: int) -> None:
 
 
 def _set_rate(parts: Parts, step: int, total_steps: int) -> float:
-    rate = lr_at(
+    rate = _rate_at(parts, step, total_steps=total_steps)
+    for group in parts.optimizer.param_groups:
+        group["lr"] = rate
+    return rate
+
+
+def _rate_at(parts: Parts, step: int, *, total_steps: int) -> float:
+    return lr_at(
         step,
         parts.config.schedule,
         peak=parts.config.optimizer.learning_rate,
         total_steps=total_steps,
         epoch_steps=parts.sampler.epoch_steps,
     )
-    for group in parts.optimizer.param_groups:
-        group["lr"] = rate
-    return rate
-
-
-def _dropout_seed(seed: int, step: int, micro_batch: int) -> int:
-    block, place = divmod(step, SEEDS)
-    return _dropout_seeds(seed, block, micro_batch)[place]
-
-
-@lru_cache(maxsize=1024)  # more than a rank has micro-batches in a step
-def _dropout_seeds(seed: int, block: int, micro_batch: int) -> list[int]:
-    """Hash many steps at once, as one alone costs nearly as much."""
-    steps = np.arange(block * SEEDS, (block + 1) * SEEDS)
-    seeds: list[int] = (keyed_hash(Purpose.DROPOUT, seed, steps, micro_batch) >> np.uint64(1)).tolist()
-    return seeds
 
 
 def _refuse_non_finite(parts: Parts, rows: list[list[float]], losses: list[Tensor], done: int, rate: float) -> None:

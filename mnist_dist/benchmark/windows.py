@@ -186,7 +186,8 @@ def _warm_up(series: Series) -> None:
 def config_of(config: Config, case: Case) -> Config:
     """Change a config to what a case asks for, without an end and without checkpoints, which are not training.
 
-    The learning rate is 0: a step does all its work, and a measurement of any length cannot diverge.
+    The learning rate is 0: a step does all its work, and a measurement of any length cannot diverge. Steps are
+    taken one by one, since the parts of a step are timed.
     """
     changed = {
         "global_batch": case.global_batch,
@@ -195,6 +196,7 @@ def config_of(config: Config, case: Case) -> Config:
         "threads": case.threads,
         "epochs": ENDLESS,
         "max_steps": None,
+        "graph": "off",
     }
     return config.model_copy(
         update={

@@ -31,6 +31,11 @@ def _no_truth_value(value: Any) -> Any:
     return value
 
 
+def _false_is_off(value: Any) -> Any:
+    """YAML reads the word off as false."""
+    return "off" if value is False else value
+
+
 def _auto_is_null(value: Any) -> Any:
     return None if value == "auto" else value
 
@@ -214,6 +219,9 @@ class Train(Section):
     precision: Precision = "auto"
     compile: bool = False
     """Train with `torch.compile`, which takes tens of seconds first; `bench` shows whether steps are quicker then."""
+    graph: Annotated[Literal["auto", "off"], BeforeValidator(_false_is_off)] = "off"
+    """`auto` prepares the input of many steps at once and lets a CUDA GPU replay a captured step, which is meant for
+    steps so short that the GPU waits for Python; the plan says where that cannot be. Not yet measured on a GPU."""
     threads: Annotated[Whole | None, BeforeValidator(_auto_is_null)] = Field(None, ge=1, le=1024)
     """CPU threads of each process; a number stays to the end. null or auto: as many as the work of a step is worth and
     other programs leave, at most an equal share of the CPUs; fewer when other programs begin to take CPUs."""

@@ -88,6 +88,7 @@ _KEYS = {
     "train.label_smoothing": "smoothing label_smooth",
     "train.log_every": "log_interval log_freq logging_steps print_freq log_every_n_steps logging_interval",
     "train.compile": "torch_compile compiled torchcompile",
+    "train.graph": "cuda_graph cuda_graphs cudagraph cudagraphs use_cuda_graph",
     "checkpoint.every_steps": "save_every save_steps save_freq save_interval checkpoint_every every_n_train_steps "
     "save_every_n_steps checkpoint_interval",
     "checkpoint.keep": "save_total_limit keep_last max_keep save_top_k num_to_keep keep_checkpoints max_to_keep",

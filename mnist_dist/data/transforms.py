@@ -55,19 +55,21 @@ class Gather:
         self._pinned = device.type == "cuda"
 
     def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Get `(B, C, H, W)` pixels and `(B,)` labels of `(B,)` rows, which are on the host."""
+        """Get `(B, C, H, W)` pixels and `(B,)` labels of `(B,)` rows, which are on the host or beside the pixels."""
         if self._images.device.type == self._device.type:
             rows = self.send(rows)
             return self._images.index_select(0, rows), self._labels.index_select(0, rows)
         return self.send(self._select(self._images, rows)), self.send(self._select(self._labels, rows))
 
     def send(self, values: Tensor) -> Tensor:
-        """Send a tensor of the host's to the device, where it arrives before what is computed next.
+        """Send a tensor to the device, where it arrives before what is computed next.
 
         A GPU fetches it later by itself, and from pinned memory alone: from other memory the host would wait for it.
         PyTorch gives pinned memory to nobody else before the copy from it is done.
         """
-        return values.pin_memory().to(self._device, non_blocking=True) if self._pinned else values.to(self._device)
+        if self._pinned and values.device.type == "cpu":
+            return values.pin_memory().to(self._device, non_blocking=True)
+        return values.to(self._device)
 
     def _select(self, values: Tensor, rows: Tensor) -> Tensor:
         chosen = torch.empty((len(rows), *values.shape[1:]), dtype=values.dtype, pin_memory=self._pinned)
@@ -90,7 +92,7 @@ class Batches:
     ) -> None:
         self._gather = gather or Gather(split.stored, device)
         self._rows = None if split.rows is None else torch.from_numpy(split.rows)
-        self._device = device
+        self._size = split.stored.images.shape[-1]
         self._normalise = Normalise(mean=mean, std=std, device=device)
         self._augmentation = augmentation if augmentation and augmentation.active else None
         self._seed = seed
@@ -110,16 +112,32 @@ class Batches:
         Returns:
             `(B, C, H, W)` float32 normalised pixels and `(B,)` int64 labels, both on the device.
         """
+        return self.make(*self.draw(images, epochs))
+
+    def draw(self, images: NDArray[np.int64], epochs: NDArray[np.int64] | None = None) -> tuple[Tensor, Tensor | None]:
+        """Draw what a batch is made from, on the host; arguments as for `take`.
+
+        Returns:
+            `(B,)` int64 rows of the store, and `(B, 2, 3)` float32 maps if the images are augmented.
+        """
         rows = torch.from_numpy(images)
         if self._rows is not None:
             rows = self._rows[rows]
+        if self._augmentation is None or epochs is None:
+            return rows, None
+        matrices = affine_matrices(self._augmentation, size=self._size, seed=self._seed, epochs=epochs, images=images)
+        return rows, torch.from_numpy(matrices)
+
+    def make(self, rows: Tensor, matrices: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Make a batch from what `draw` has drawn, which is on the host, or on the device with the pixels."""
         pixels, labels = self._gather(rows)  # (B, C, H, W) uint8, (B,)
-        if self._augmentation is not None and epochs is not None:
-            matrices = affine_matrices(
-                self._augmentation, size=pixels.shape[-1], seed=self._seed, epochs=epochs, images=images
-            )
-            pixels = warp(pixels.float(), self._gather.send(torch.from_numpy(matrices)))
+        if matrices is not None:
+            pixels = warp(pixels.float(), self.send(matrices))
         return self._normalise(pixels), labels
+
+    def send(self, values: Tensor) -> Tensor:
+        """Send a tensor to the device, where it arrives before what is computed next; see `Gather`."""
+        return self._gather.send(values)
 
 
 def affine_matrices(

@@ -206,6 +206,7 @@ def _facts(plan: Plan, *, more: str) -> list[tuple[str, str]]:
         ("classes", f"{len(plan.classes)} ({names})"),
         ("augmentation", plan.augmentation),
         ("store", plan.store),
+        *([("graph", plan.graph)] if plan.graph else []),
         ("run", plan.run),
     ]
 
