@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mnist_dist.device import is_out_of_memory
+from mnist_dist.errors import ConfigError
 from mnist_dist.keyed import dropout_seed
 from mnist_dist.parts import Parts
 from mnist_dist.reduction import learn
@@ -89,7 +91,9 @@ class PreparedSteps:
         self._tables: dict[str, Tensor] = {}  # a row for each step; they keep their places in memory
         self._place = torch.zeros(1, dtype=torch.int64, device=self._device)  # the next step's row
         self._next = self._end = -1  # the step of that row, and the first one that has none
-        self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+        self._stream: torch.cuda.Stream | None = None
+        if self._device.type == "cuda":
+            self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         self._eager_steps = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._sums: tuple[Tensor, Tensor] | None = None  # where the graph leaves them
@@ -160,13 +164,25 @@ class PreparedSteps:
         return sums
 
     def _capture(self, stream: torch.cuda.Stream) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor]]:
-        """Record a step without taking it, and where it will leave its sums."""
+        """Record a step without taking it, and where it will leave its sums.
+
+        Raises:
+            ConfigError: CUDA cannot capture it.
+        """
         for group in self._parts.optimizer.param_groups:
             if "capturable" in group:
                 group["capturable"] = True  # Adam asks for it; its fused kernels do the same with and without
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            sums = self._step()
+        try:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=stream):
+                sums = self._step()
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            words = str(error).partition("\n")[0].rstrip(".")
+            raise ConfigError(
+                f"train.graph is auto, and CUDA cannot capture a step ({words}): set it to off."
+            ) from error
         return graph, sums
 
 

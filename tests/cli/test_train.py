@@ -170,6 +170,21 @@ def test_a_compiled_network_learns_the_same(command, tmp_path):
     assert losses["true"] == pytest.approx(losses["false"], rel=1e-3)
 
 
+def test_prepared_steps_are_announced_and_change_no_bit(command, tmp_path):
+    words = ["--config", "quick", "--device", "cpu", "--set", "train.threads=1", "--epochs", "2"]
+    prepared = command("train", *words, "--run", "prepared", "--set", "train.graph=auto")
+    assert "256 steps prepared at a time, run one by one on the CPU" in prepared.out
+    several = command("train", *words, "--run", "two", "--processes", 2, "--set", "train.graph=auto")
+    assert "steps one by one: 2 processes exchange gradients" in several.out
+    plain = command("train", *words, "--run", "plain", "--set", "train.graph=off")
+    assert "graph" not in plain.out
+    hashes = [
+        json.loads((tmp_path / run / "result.json").read_text())["weights_sha256"] for run in ("prepared", "plain")
+    ]
+    assert hashes[0] == hashes[1]
+    assert journal(tmp_path / "prepared", "step")[-1]["loss"] == journal(tmp_path / "plain", "step")[-1]["loss"]
+
+
 def test_compiling_for_the_cpu_without_a_compiler_is_refused(command, tmp_path):
     outcome = command("train", "--config", "quick", "--set", "train.compile=true", PATH=str(tmp_path), CXX="")
     assert outcome.code == 2

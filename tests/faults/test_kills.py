@@ -75,6 +75,17 @@ def test_a_ddp_run_killed_often_ends_with_the_same_bits_at_the_same_process_coun
     assert run.bits() == watched("whole").bits()
 
 
+def test_a_run_of_prepared_steps_killed_often_ends_with_the_bits_of_one_whose_steps_were_not(
+    command, kill_and_resume, watched
+):
+    words = [*DDP, "--device", "cpu", "--set", "data.augment.rotation_degrees=10"]
+    assert command(*words, "--run", "whole", "--processes", 1).code == 0
+    run = watched("killed")
+    hits, _ = kill_and_resume(run, [*words, "--set", "train.graph=auto"], counts=(1,), kills=6, seed=3)
+    assert hits >= 6
+    assert run.bits() == watched("whole").bits()
+
+
 @pytest.mark.slow
 def test_an_exact_run_killed_200_times_ends_with_the_same_bits(command, kill_and_resume, watched):
     words = [*EXACT, "--set", "train.epochs=120"]
