@@ -35,7 +35,7 @@ EAGER_STEPS = 3
 
 
 def prepare(parts: Parts, rate_at: Callable[[int], float], total_steps: int) -> PreparedSteps | None:
-    """Prepare for steps as `train.graph` asks; `None`: the loop takes them one by one.
+    """Return what takes prepared steps, or `None` where the loop is to take its steps one by one.
 
     Args:
         parts: Of the run.
@@ -48,7 +48,7 @@ def prepare(parts: Parts, rate_at: Callable[[int], float], total_steps: int) -> 
 
 
 def obstacle(parts: Parts) -> str | None:
-    """Say why steps cannot be prepared, where the host has a part in each; else return `None`."""
+    """Return why steps cannot be prepared: the host has a part in each. `None` where they can."""
     config, runtime, optimizer = parts.config.train, parts.runtime, parts.optimizer
     _, accumulation = config.split_batch(runtime.ranks)
     reasons = {
@@ -68,7 +68,7 @@ def obstacle(parts: Parts) -> str | None:
 
 
 def describe(parts: Parts) -> str:
-    """Say how steps are taken; empty where `train.graph` asks for nothing."""
+    """Return how steps are taken, for the plan; empty where `train.graph` is off."""
     if parts.config.train.graph == "off":
         return ""
     reason = obstacle(parts)
@@ -137,13 +137,12 @@ class PreparedSteps:
         return self._tables[name].index_select(0, self._place)[0]
 
     def _fill(self, step: int) -> None:
-        """Write down what the next steps read, while the device may still be busy with earlier ones."""
+        """Write what the next steps read, while the device may still be busy with earlier ones."""
         steps = range(step, min(step + self._steps_at_once, self._total_steps))
         images, epochs = (np.concatenate(column) for column in zip(*map(self._parts.sampler.batch, steps), strict=True))
         rows, matrices = self._batches.draw(images, epochs)
-        exact = self._device.type == "cpu"
-        rates = [self._rate_at(step) for step in steps]
-        values = {"rows": rows, "rates": torch.tensor(rates, dtype=torch.float64 if exact else torch.float32)}
+        rate_dtype = torch.float64 if self._device.type == "cpu" else torch.float32  # as fused kernels read it
+        values = {"rows": rows, "rates": torch.tensor([self._rate_at(step) for step in steps], dtype=rate_dtype)}
         if matrices is not None:
             values["matrices"] = matrices
         for name, column in values.items():

@@ -88,7 +88,7 @@ def permuted(positions: NDArray[np.int64], purpose: Purpose, count: int, *keys: 
 
 
 def dropout_seed(seed: int, step: int, micro_batch: int) -> int:
-    """Look up the 63-bit seed of a micro-batch's dropout masks.
+    """Return the 63-bit seed of a micro-batch's dropout masks.
 
     Args:
         seed: The run's.

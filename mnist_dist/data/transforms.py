@@ -115,7 +115,7 @@ class Batches:
         return self.make(*self.draw(images, epochs))
 
     def draw(self, images: NDArray[np.int64], epochs: NDArray[np.int64] | None = None) -> tuple[Tensor, Tensor | None]:
-        """Draw what a batch is made from, on the host; arguments as for `take`.
+        """Return what a batch is made from, on the host; arguments as for `take`.
 
         Returns:
             `(B,)` int64 rows of the store, and `(B, 2, 3)` float32 maps if the images are augmented.
