@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROCESSOR_TIMES = Path("/proc/stat")
+CPUS = frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else frozenset(range(os.cpu_count() or 1))
+"""Those that this process may run on, as it started: OpenMP may bind its main thread to fewer of them later."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +32,8 @@ class Moment:
     """Sums since the machine or the process started, in CPU seconds."""
 
     clock: float
-    machine: float
+    cpus: float
+    """Used by all programs on `CPUS`, or on all CPUs where a container numbers them in another way."""
     stolen: float
     ours: float
     """Of this process and of children that have ended."""
@@ -45,20 +48,22 @@ class Moment:
     def now(cls, file: Path = PROCESSOR_TIMES) -> Moment | None:
         """Read the sums; `None` where the system does not show them (only Linux does)."""
         try:
-            words = file.read_text(encoding="ascii").split("\n", 1)[0].split()
-        except OSError:
+            rows = dict(line.partition(" ")[::2] for line in file.read_text(encoding="ascii").splitlines())
+            shown = [rows[name] for name in (f"cpu{number}" for number in CPUS) if name in rows] or [rows["cpu"]]
+            columns = zip(*(map(int, row.split()[:8]) for row in shown), strict=True)
+            user, nice, system, _, _, irq, softirq, stolen = map(sum, columns)
+        except (OSError, KeyError, ValueError):
             return None
         ticks = os.sysconf("SC_CLK_TCK")
-        user, nice, system, _, _, irq, softirq, stolen = (int(word) / ticks for word in words[1:9])
         return cls(
             clock=time.monotonic(),
-            machine=user + nice + system + irq + softirq,
-            stolen=stolen,
+            cpus=(user + nice + system + irq + softirq) / ticks,
+            stolen=stolen / ticks,
             ours=own_seconds(),
         )
 
 
-NOTHING = Moment(clock=0.0, machine=0.0, stolen=0.0, ours=0.0)
+NOTHING = Moment(clock=0.0, cpus=0.0, stolen=0.0, ours=0.0)
 """A span of no time, to which others are added."""
 
 
@@ -73,9 +78,9 @@ def others_between(before: Moment, after: Moment, *, processes: int = 1, helpers
     Args:
         before: The earlier moment.
         after: The later one.
-        processes: How many processes of this program work on this machine, each as much as this one.
+        processes: How many processes of this program work on these CPUs, each as much as this one.
         helpers: CPU seconds that others have used on behalf of them all.
     """
     seconds = max(after.clock - before.clock, 1e-9)
-    busy = (after.machine - before.machine) - processes * (after.ours - before.ours) - helpers
+    busy = (after.cpus - before.cpus) - processes * (after.ours - before.ours) - helpers
     return Others(busy=max(0.0, busy / seconds), stolen=max(0.0, (after.stolen - before.stolen) / seconds))

@@ -68,6 +68,8 @@ class Progress:
     """`epoch`, `step` and `validation_accuracy` of the best epoch."""
     threads: int | None = None
     """CPU threads of each rank, where the run has chosen them."""
+    ranks: int | None = None
+    """Ranks for which it has chosen them."""
     started: float = field(default_factory=time.perf_counter)
     epoch_started: float = field(default_factory=time.perf_counter)
 
@@ -119,6 +121,7 @@ class Progress:
             "last": asdict(self.last) if self.last else None,
             "best": self.best,
             "threads": self.threads,
+            "ranks": self.ranks,
         }
 
     @classmethod
@@ -138,6 +141,7 @@ class Progress:
             last=saved.last,
             best=asdict(saved.best) if saved.best else None,
             threads=saved.threads,
+            ranks=saved.ranks,
         )
 
 
@@ -160,6 +164,7 @@ class _Saved:
     last: EpochReport | None
     best: _Best | None
     threads: Annotated[int, Field(ge=1, le=4096)] | None = None
+    ranks: Annotated[int, Field(ge=1)] | None = None
 
 
 class Clock:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import nn
 
 from mnist_dist import archive, graph, signals
 from mnist_dist import train as loop
-from mnist_dist.config import Config, Resolved
+from mnist_dist.config import Config, Resolved, all_keys, flatten
 from mnist_dist.data import Dataset, Sampler, open_dataset
 from mnist_dist.data.residency import bytes_of, choose_residency
 from mnist_dist.data.transforms import Batches, Gather
@@ -76,11 +77,11 @@ def train(
         )
         runtime = stack.enter_context(join(config))
         resolved = _settle(resolved, runtime)
-        cpus = Cpus.of(os.environ, runtime.ranks)
-        chosen = _choose_threads(config, runtime, cpus, console)
         parts = build_parts(resolved.config, dataset, runtime)
-        folder = _claim(run, runtime, stack, resume=resume)
         warn = functools.cache(lambda line: print_line(console, f"warning: {line}"))
+        cpus = Cpus.of_this_rank(runtime.count_same(Cpus.name()))
+        chosen = _choose_threads(config, runtime, cpus, warn)
+        folder = _claim(run, runtime, stack, resume=resume)
         opened = runtime.on_first_rank(lambda: archive.open_folder(folder, resolved, runtime, dataset, init_from, warn))
         digest = opened.config_sha256 if opened else ""
         save = partial(archive.save, folder, config_sha256=digest, warn=warn)
@@ -181,7 +182,7 @@ def build_parts(config: Config, dataset: Dataset, runtime: Runtime) -> Parts:
         reduction=reduction,
         optimizer=optimizer,
         stepper=Stepper(optimizer),
-        crowding=Crowding(Cpus.of(os.environ, runtime.ranks), None),
+        crowding=Crowding(Cpus.of_this_rank(1), None),
         observers=Observers(),
         save=lambda progress: None,
     )
@@ -189,8 +190,9 @@ def build_parts(config: Config, dataset: Dataset, runtime: Runtime) -> Parts:
 
 def _agree(config: Config, dataset: Dataset, runtime: Runtime) -> Sampler:
     """Make sure that all ranks are about to do the same, and that it can be done. Every rank."""
-    settings = config.model_dump_json(exclude={"data": {"root"}})
-    runtime.agree({"config": settings, "data": dataset.sha256, **archive.versions()})
+    runtime.agree({**archive.versions(), "data": dataset.sha256})
+    settings = dict(flatten(config.model_dump(mode="json", exclude={"data": {"root"}})))
+    runtime.agree({key: str(settings.get(key, "absent")) for key in all_keys()})  # as many on every rank
     config.train.split_batch(runtime.ranks)
     return Sampler(images=len(dataset.train), global_batch=config.train.global_batch, seed=config.train.seed)
 
@@ -282,31 +284,36 @@ def _settle(resolved: Resolved, runtime: Runtime) -> Resolved:
     return Resolved(config=config, origins={**resolved.origins, "train.precision": origin})
 
 
-def _choose_threads(config: Config, runtime: Runtime, cpus: Cpus, console: Console) -> Chosen:
+def _choose_threads(config: Config, runtime: Runtime, cpus: Cpus, warn: Callable[[str], None]) -> Chosen:
     """Choose the threads of each rank where the config leaves them open. Every rank."""
     options, given = config.train, runtime.threads
     if runtime.rank == 0 and runtime.device.type == "cpu":
-        for line in crowded_by_itself(options.fixed_threads, os.environ, cpus):
-            console.print(line, soft_wrap=True, highlight=False)
+        warning = crowded_by_itself(options.fixed_threads, os.environ, cpus)
+        if warning:
+            warn(warning)
     if options.fixed_threads is not None:
         return Chosen(threads=given, reason="as asked" if options.threads else "as exact needs")
     if runtime.device.type != "cpu":
         return Chosen(threads=given, reason="")
     # The least that any rank has seen: a rank that decoded pictures looks like another program to the others.
-    others = -runtime.maximum(-round(100 * others_since_prepare(cpus.local_ranks))) / 100
+    others = -runtime.maximum(-round(100 * others_since_prepare(cpus.ranks))) / 100
     chosen = choose(config, cpus, ranks=runtime.ranks, most=given, others=others)
+    least = -runtime.maximum(-chosen.threads)  # one number is saved, with which all go on after a resume
+    if least < chosen.threads:
+        chosen = Chosen(threads=least, reason="as many as fit on each machine")
     runtime.set_threads(chosen.threads)
     return chosen
 
 
 def _keep_threads(config: Config, runtime: Runtime, progress: Progress, chosen: Chosen) -> Chosen:
-    """Go on with the threads that a resumed run has chosen before, as they decide on its bits. Every rank."""
+    """Go on with the threads that a resumed run has chosen for as many ranks: they decide on its bits. Every rank."""
     if config.train.fixed_threads is not None or runtime.device.type != "cpu":
+        progress.threads = progress.ranks = None
         return chosen
-    if progress.threads is not None and progress.threads != chosen.threads:
+    if progress.threads not in (None, chosen.threads) and progress.ranks in (None, runtime.ranks):
         runtime.set_threads(progress.threads)
         chosen = Chosen(threads=progress.threads, reason="as before")
-    progress.threads = chosen.threads
+    progress.threads, progress.ranks = chosen.threads, runtime.ranks
     return chosen
 
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from mnist_dist.config.schema import Config
-from mnist_dist.cpu_time import NOTHING, Moment, others_between
+from mnist_dist.cpu_time import CPUS, NOTHING, Moment, others_between
 from mnist_dist.machine import allowed_cpus, asked_threads
 
 FLOP_PER_THREAD = 4e7
@@ -31,6 +32,8 @@ A_CPU = 0.35
 """From this share of a CPU on, what others use counts as a whole one."""
 WINDOW_SECONDS = 0.25
 """Over so long the CPUs are counted that others use; the system counts in hundredths of a second."""
+MOST_OF_WINDOW_SECONDS = 1.0
+"""What a window counts for at most: one that has a long step in it, or in which the run was suspended, is one sign."""
 LEAST_SECONDS, MOST_SECONDS = 0.5, 3.0
 """How long a run has to be crowded."""
 BREAKS = 1 / 4
@@ -44,27 +47,22 @@ _helpers_seconds = 0.0
 class Cpus:
     """What a rank shares with other ranks and other programs."""
 
-    machine: int
-    """CPUs of the machine."""
+    bound: int
+    """CPUs on which the system may run this rank, by its affinity: all of the machine where nobody bound it."""
     allowed: int
-    """Those that this run may use: by affinity and cgroup."""
-    local_ranks: int
-    """Ranks on this machine."""
+    """As many of those as its cgroup lets it have."""
+    ranks: int = 1
+    """Ranks that share them. A launcher that binds each rank to CPUs of its own leaves it alone on them."""
 
     @classmethod
-    def of(cls, environment: Mapping[str, str], ranks: int) -> Cpus:
-        """Look at this machine.
+    def of_this_rank(cls, ranks: int) -> Cpus:
+        """Look at this machine, on which so many ranks share this one's CPUs."""
+        return cls(bound=len(CPUS), allowed=min(len(CPUS), allowed_cpus()), ranks=ranks)
 
-        Args:
-            environment: Says how many ranks are on this machine, if a launcher has set it.
-            ranks: On all machines.
-        """
-        local_ranks = environment.get("LOCAL_WORLD_SIZE", "")
-        return cls(
-            machine=os.cpu_count() or 1,
-            allowed=allowed_cpus(),
-            local_ranks=min(ranks, int(local_ranks)) if local_ranks.isdecimal() and int(local_ranks) else ranks,
-        )
+    @staticmethod
+    def name() -> str:
+        """Return a text that ranks have in common if they share their CPUs."""
+        return f"{socket.gethostname()} {sorted(CPUS)}"
 
     def threads_beside(self, others: float) -> int:
         """Return how many threads each rank can have so that none waits for a CPU.
@@ -73,7 +71,7 @@ class Cpus:
             others: CPUs that other programs use.
         """
         taken = math.floor(others + 1 - A_CPU)
-        return max(1, min(self.allowed, self.machine - taken) // self.local_ranks)
+        return max(1, min(self.allowed, self.bound - taken) // self.ranks)
 
 
 def step_flop(config: Config, ranks: int) -> float | None:
@@ -117,12 +115,16 @@ def count_as_ours(seconds: float) -> None:
     _helpers_seconds += seconds
 
 
-def others_since_prepare(local_ranks: int) -> float:
-    """Return how many CPUs other programs have used since `prepare`; 0 where nobody knows."""
+def others_since_prepare(ranks: int) -> float:
+    """Return how many CPUs other programs have used since `prepare`; 0 where nobody knows.
+
+    Args:
+        ranks: That share this one's CPUs.
+    """
     now = Moment.now()
     if _began is None or now is None:
         return 0.0
-    return others_between(_began, now, processes=local_ranks, helpers=_helpers_seconds).cpus
+    return others_between(_began, now, processes=ranks, helpers=_helpers_seconds).cpus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,41 +141,44 @@ def choose(config: Config, cpus: Cpus, *, ranks: int, most: int, others: float) 
 
     Args:
         config: The run's.
-        cpus: Of this machine.
+        cpus: That this rank may use.
         ranks: Of the run, on all machines.
         most: What this process was given, by OMP_NUM_THREADS or as its share.
         others: CPUs that other programs use.
     """
     useful, beside = useful_threads(step_flop(config, ranks), most), cpus.threads_beside(others)
-    if beside < useful:
-        return Chosen(threads=beside, reason=f"other programs use {others:.1f} of {cpus.machine} CPUs")
-    return Chosen(threads=useful, reason="" if useful == most else "a step has little work")
+    if beside < min(useful, cpus.threads_beside(0.0)):
+        return Chosen(threads=beside, reason=f"other programs use {others:.1f} of {cpus.bound} CPUs")
+    useful = min(useful, beside)
+    return Chosen(threads=useful, reason="" if useful in (most, beside) else "a step has little work")
 
 
-def crowded_by_itself(fixed: int | None, environment: Mapping[str, str], cpus: Cpus) -> list[str]:
-    """Return a warning where the processes of this machine were given more threads than there are CPUs.
+def crowded_by_itself(fixed: int | None, environment: Mapping[str, str], cpus: Cpus) -> str | None:
+    """Return a warning where more threads were asked for than there are CPUs; None where all is well.
 
     Args:
         fixed: What the config says, if it fixes the threads.
-        environment: May hold OMP_NUM_THREADS.
-        cpus: Of this machine.
+        environment: May hold OMP_NUM_THREADS; a run that chooses its threads takes no more than fit, whatever it says.
+        cpus: That this rank may use.
     """
     given = fixed or asked_threads(environment) or 0
-    if given * cpus.local_ranks <= cpus.allowed:
-        return []
-    source, remedy = ("train.threads", "lower it") if fixed else ("OMP_NUM_THREADS", "unset it")
-    processes = f"{cpus.local_ranks} processes" if cpus.local_ranks > 1 else "one process"
-    return [
-        f"warning: {source} is {given}, which gives {processes} {given * cpus.local_ranks} threads on "
-        f"{cpus.allowed} CPUs: threads that wait for a CPU make a run slow, so {remedy}."
-    ]
+    if given == 1 or given * cpus.ranks <= cpus.allowed:
+        return None
+    there = f"{cpus.allowed} CPU{'s' * (cpus.allowed > 1)}"
+    if not fixed:
+        return f"OMP_NUM_THREADS is {given}, for {there}: each process takes what fits."
+    processes = f"{cpus.ranks} processes" if cpus.ranks > 1 else "one process"
+    return (
+        f"train.threads is {fixed}, which gives {processes} {fixed * cpus.ranks} threads on {there}: threads that wait "
+        f"for a CPU make a run slow, so lower it."
+    )
 
 
 class Crowding:
     """Finds out while a run trains that other programs leave it fewer CPUs than it has threads.
 
     Args:
-        cpus: Of this machine.
+        cpus: That this rank may use.
         threads: What this rank computes with; `None`: that may not change.
         now: Reads the CPU times.
     """
@@ -217,13 +222,11 @@ class Crowding:
         seconds = self._window.clock
         if seconds < WINDOW_SECONDS:
             return 0
-        fitting = self._cpus.threads_beside(
-            others_between(NOTHING, self._window, processes=self._cpus.local_ranks).cpus
-        )
+        fitting = self._cpus.threads_beside(others_between(NOTHING, self._window, processes=self._cpus.ranks).cpus)
         if fitting >= self._threads:
             self._steps_per_second = self._steps / seconds
         self._next_window()
-        self._windows.append((seconds, fitting))
+        self._windows.append((min(seconds, MOST_OF_WINDOW_SECONDS), fitting))
         patience = self._patience(steps_left)
         while sum(seconds for seconds, _ in self._windows[1:]) >= patience / (1 - BREAKS):
             del self._windows[0]

@@ -1,6 +1,7 @@
 """The experiment's config: its schema, and how it is resolved from files and flags."""
 
-from mnist_dist.config.resolve import Resolved, Setting, find_config, load, parse_flag, parse_setting, presets
+from mnist_dist.config.explain import all_keys
+from mnist_dist.config.resolve import Resolved, Setting, find_config, flatten, load, parse_flag, parse_setting, presets
 from mnist_dist.config.schema import EMBEDDED_DIGITS, Config
 
 __all__ = [
@@ -8,7 +9,9 @@ __all__ = [
     "Config",
     "Resolved",
     "Setting",
+    "all_keys",
     "find_config",
+    "flatten",
     "load",
     "parse_flag",
     "parse_setting",

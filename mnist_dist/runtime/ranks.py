@@ -181,10 +181,16 @@ class Runtime:
             others = [str(rank) for rank in range(self.ranks) if table[rank, column] != table[0, column]]
             if others:
                 raise ConfigError(
-                    f"The ranks have not the same {name}: {'ranks' if len(others) > 1 else 'rank'} "
+                    f"The ranks do not have the same {name}: {'ranks' if len(others) > 1 else 'rank'} "
                     f"{', '.join(others)} differ{'s' if len(others) == 1 else ''} from rank 0. "
                     f"Rank {self.rank} has {facts[name]}."
                 )
+
+    def count_same(self, text: str) -> int:
+        """Count the ranks that have the same text as this one, which is among them. Every rank."""
+        digest = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
+        table = torch.stack(self.gather(torch.tensor(digest, dtype=torch.int64, device=self.device)))
+        return int((table == digest).sum())
 
     def on_first_rank(self, action: Callable[[], T]) -> T | None:
         """Let rank 0 do something; where it fails, every rank raises its error. Every rank.

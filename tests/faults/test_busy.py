@@ -84,7 +84,51 @@ def test_a_number_of_threads_stays_on_a_busy_machine(command, busy):
 
 def test_more_threads_than_cpus_are_warned_about(command):
     words = ["train", "--config", "quick", "--epochs", "1", "--run", "run", "--device", "cpu"]
-    ended = command(*words, "--processes", 2, OMP_NUM_THREADS=str(allowed_cpus()))
+    ended = command(*words, "--processes", 2, OMP_NUM_THREADS=str(8 * allowed_cpus()))
     assert ended.code == 0, ended.err
-    assert f"OMP_NUM_THREADS is {allowed_cpus()}, which gives 2 processes {2 * allowed_cpus()} threads" in ended.out
+    assert f"OMP_NUM_THREADS is {8 * allowed_cpus()}, for {allowed_cpus()} CPUs" in ended.out
     assert f"2 processes, {allowed_cpus() // 2} thread" in ended.out
+
+
+def test_more_processes_than_cpus_are_not_blamed_on_a_variable_that_nobody_set(command):
+    words = ["train", "--config", "quick", "--epochs", "1", "--run", "run", "--device", "cpu"]
+    ended = command(*words, "--processes", 2 * allowed_cpus())
+    assert ended.code == 0, ended.err
+    assert "OMP_NUM_THREADS" not in ended.out + ended.err
+    assert "1 thread each" in ended.out
+
+
+def test_ranks_that_a_launcher_binds_to_cpus_of_their_own_do_not_divide_them(tmp_path, free_port):
+    """As Slurm and mpirun do; a third CPU would be needed to see two threads each."""
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port), "GLOO_SOCKET_IFNAME": "lo"}
+    code = (
+        "import os\n"
+        "os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[int(os.environ['RANK'])]})\n"
+        "from mnist_dist import threads\n"
+        "from mnist_dist.runtime import start\n"
+        "with start(device='cpu', precision='fp32', threads=None) as runtime:\n"
+        "    print(threads.Cpus.of_this_rank(runtime.count_same(threads.Cpus.name())))\n"
+    )
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            text=True,
+            stdout=subprocess.PIPE,
+            cwd=tmp_path,
+            env=os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    assert [rank.communicate(timeout=60)[0] for rank in ranks] == 2 * ["Cpus(bound=1, allowed=1, ranks=1)\n"]
+
+
+def test_a_run_resumed_with_other_processes_chooses_its_threads_anew(command, started, watched):
+    run = watched("run")
+    process = started(*ENDLESS, "--run", run.path)
+    run.wait_for(lambda: len(run.steps) > 0, process)
+    stop(process)
+    resumed = started("resume", run.path, "--processes", str(allowed_cpus()))
+    before = run.steps[-1]
+    run.wait_for(lambda: run.steps[-1] > before, resumed)
+    assert f"{allowed_cpus()} processes, 1 thread each" in stop(resumed)
+    assert threads_of(run) == 1

@@ -296,7 +296,16 @@ def test_a_read_only_folder_is_refused_and_everything_in_it_survives(command, in
         subprocess.run(["umount", mount], check=True)
 
 
-def test_ranks_with_another_config_each_say_what_differs(started, tmp_path):
+@pytest.mark.parametrize(
+    ("setting", "key", "own"),
+    [
+        ("train.seed=3", "train.seed", "3"),
+        ("train.threads=2", "train.threads", "2"),
+        ("train.reduction=exact", "train.reduction", "exact"),
+        ("optimizer.name=sgd", "optimizer.name", "sgd"),
+    ],
+)
+def test_ranks_with_another_config_each_say_what_differs(started, tmp_path, setting, key, own):
     group = {
         "WORLD_SIZE": "2",
         "LOCAL_WORLD_SIZE": "2",
@@ -305,13 +314,14 @@ def test_ranks_with_another_config_each_say_what_differs(started, tmp_path):
         "GLOO_SOCKET_IFNAME": "lo",
     }
     ranks = [
-        started("train", "--run", "run", "--seed", rank, RANK=str(rank), LOCAL_RANK=str(rank), **group)
-        for rank in range(2)
+        started("train", "--run", "run", *words, RANK=str(rank), LOCAL_RANK=str(rank), **group)
+        for rank, words in enumerate(([], ["--set", setting]))
     ]
     for process in ranks:
         _, err = process.communicate(timeout=60)
         assert process.returncode == 2, err
-        assert "The ranks have not the same config: rank 1 differs from rank 0" in err
+        assert f"The ranks do not have the same {key}: rank 1 differs from rank 0" in err
+    assert f"Rank 1 has {own}." in err
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 

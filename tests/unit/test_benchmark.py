@@ -5,6 +5,7 @@ import json
 import pytest
 from rich.console import Console
 
+from mnist_dist import cpu_time
 from mnist_dist.benchmark.advice import Choice, Figures, advise
 from mnist_dist.benchmark.cost import Exchange, StepCost, rounds, volume
 from mnist_dist.benchmark.fitting import Line, fit_line
@@ -189,14 +190,25 @@ def test_a_number_of_processes_is_refused_only_where_it_was_asked_for():
 
 
 def test_what_others_had_of_the_machine_is_what_was_not_ours(tmp_path):
-    (tmp_path / "stat").write_text("cpu  100 20 30 5000 7 8 9 40 3 0\ncpu0 1 1 1 1 1 1 1 1 1 1\n")
+    (tmp_path / "stat").write_text("cpu  100 20 30 5000 7 8 9 40 3 0\nintr 7 8\n")
     moment = Moment.now(tmp_path / "stat")
-    assert moment.machine == pytest.approx(1.67)  # in hundredths of a second: user, nice, system, irq, softirq
+    assert moment.cpus == pytest.approx(1.67)  # in hundredths of a second: user, nice, system, irq, softirq
     assert moment.stolen == pytest.approx(0.4)
-    before = Moment(clock=0.0, machine=10.0, stolen=0.0, ours=2.0)
-    after = Moment(clock=10.0, machine=25.0, stolen=1.0, ours=12.0)
+    before = Moment(clock=0.0, cpus=10.0, stolen=0.0, ours=2.0)
+    after = Moment(clock=10.0, cpus=25.0, stolen=1.0, ours=12.0)
     assert others_between(before, after) == Others(busy=0.5, stolen=0.1)
     assert Moment.now(tmp_path / "absent") is None
+    for text in ("", "cpu 1 2 3 4\n", "cpu a b c d e f g h\n"):
+        (tmp_path / "stat").write_text(text)
+        assert Moment.now(tmp_path / "stat") is None
+
+
+def test_of_the_cpus_those_count_on_which_this_process_may_run(tmp_path, monkeypatch):
+    lines = ["cpu  900 0 0 0 0 0 0 0 0 0", *(f"cpu{number} {10**number} 0 0 0 0 0 0 1 0 0" for number in range(4))]
+    (tmp_path / "stat").write_text("\n".join(lines))
+    monkeypatch.setattr(cpu_time, "CPUS", frozenset({1, 3}))
+    moment = Moment.now(tmp_path / "stat")
+    assert (moment.cpus, moment.stolen) == (pytest.approx(10.1), pytest.approx(0.02))
 
 
 def report():

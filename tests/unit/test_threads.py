@@ -10,9 +10,9 @@ from mnist_dist import threads
 from mnist_dist.config import Config, load, parse_setting
 from mnist_dist.cpu_time import Moment
 from mnist_dist.models import MODELS, build_model
-from mnist_dist.threads import Cpus, Crowding, choose, prepare, step_flop
+from mnist_dist.threads import Cpus, Crowding, choose, crowded_by_itself, prepare, step_flop
 
-TWO = Cpus(machine=2, allowed=2, local_ranks=1)
+TWO = Cpus(bound=2, allowed=2, ranks=1)
 
 
 def config(*settings):
@@ -44,10 +44,10 @@ def test_the_work_of_a_step_is_that_of_a_rank_and_its_micro_batch():
         (0.5, TWO, 1),
         (1.0, TWO, 1),
         (5.0, TWO, 1),
-        (1.0, Cpus(machine=16, allowed=16, local_ranks=1), 15),
-        (3.0, Cpus(machine=16, allowed=16, local_ranks=4), 3),
-        (9.0, Cpus(machine=16, allowed=4, local_ranks=1), 4),  # a quota, and CPUs enough beside it
-        (0.0, Cpus(machine=2, allowed=2, local_ranks=4), 1),
+        (1.0, Cpus(bound=16, allowed=16, ranks=1), 15),
+        (3.0, Cpus(bound=16, allowed=16, ranks=4), 3),
+        (9.0, Cpus(bound=16, allowed=4, ranks=1), 4),  # a quota, and CPUs enough beside it
+        (0.0, Cpus(bound=2, allowed=2, ranks=4), 1),
     ],
 )
 def test_a_rank_has_as_many_threads_as_other_programs_leave_cpus(others, cpus, expected):
@@ -55,7 +55,7 @@ def test_a_rank_has_as_many_threads_as_other_programs_leave_cpus(others, cpus, e
 
 
 def test_a_run_takes_no_more_threads_than_its_work_is_worth():
-    wide = Cpus(machine=64, allowed=64, local_ranks=1)
+    wide = Cpus(bound=64, allowed=64, ranks=1)
     small, large = config("train.global_batch=64"), config("model.name=large_cnn", "train.global_batch=256")
     few = choose(small, wide, ranks=1, most=64, others=0.0)
     assert 2 <= few.threads <= 8
@@ -63,6 +63,21 @@ def test_a_run_takes_no_more_threads_than_its_work_is_worth():
     assert choose(large, wide, ranks=1, most=64, others=0.0).threads == 64
     beside = choose(large, TWO, ranks=1, most=2, others=1.2)
     assert (beside.threads, beside.reason) == (1, "other programs use 1.2 of 2 CPUs")
+
+
+@pytest.mark.parametrize("others", [0.0, 0.2])
+def test_ranks_that_fill_the_cpus_do_not_blame_other_programs(others):
+    four = Cpus(bound=4, allowed=4, ranks=4)
+    chosen = choose(config("model.name=large_cnn"), four, ranks=4, most=4, others=others)
+    assert (chosen.threads, chosen.reason) == (1, "")
+
+
+def test_more_threads_than_cpus_are_warned_about_where_the_user_can_mend_it():
+    assert "train.threads is 3, which gives one process 3 threads on 2 CPUs" in crowded_by_itself(3, {}, TWO)
+    assert "OMP_NUM_THREADS is 8, for 2 CPUs" in crowded_by_itself(None, {"OMP_NUM_THREADS": "8"}, TWO)
+    four = Cpus(bound=2, allowed=2, ranks=4)
+    for fixed, environment in [(None, {"OMP_NUM_THREADS": "1"}), (1, {"OMP_NUM_THREADS": "8"}), (None, {})]:
+        assert crowded_by_itself(fixed, environment, four) is None
 
 
 def test_a_number_and_exact_fix_the_threads_and_nothing_else_does():
@@ -87,16 +102,16 @@ class Machine:
     """CPU times that a test moves on, a quarter of a second at a time."""
 
     def __init__(self, monkeypatch):
-        self.clock = self.machine = self.ours = 0.0
+        self.clock = self.cpus = self.ours = 0.0
         monkeypatch.setattr(threads.time, "monotonic", lambda: self.clock)
 
     def now(self):
-        return Moment(clock=self.clock, machine=self.machine, stolen=0.0, ours=self.ours)
+        return Moment(clock=self.clock, cpus=self.cpus, stolen=0.0, ours=self.ours)
 
     def work(self, *, ours, others, seconds=0.26):
         self.clock += seconds
         self.ours += ours * seconds
-        self.machine += (ours + others) * seconds
+        self.cpus += (ours + others) * seconds
 
 
 @pytest.fixture
@@ -140,6 +155,23 @@ def test_a_run_that_is_soon_over_does_not_wait_as_long(machine):
     assert 0.5 <= seconds < 1.0
 
 
+def test_a_run_that_was_suspended_is_not_crowded(machine):
+    crowding = Crowding(TWO, 2, machine.now)
+    for seconds in (5.0, 3600.0):
+        assert seconds_until_lowered(machine, crowding, 0.0, most=8) is None
+        machine.work(ours=0.0, others=2.0, seconds=seconds)  # other programs worked while it could not
+        assert crowding.look(10**9) == 0
+
+
+def test_a_run_of_long_steps_is_crowded_after_three_of_them(machine):
+    crowding = Crowding(TWO, 2, machine.now)
+    found = []
+    for _ in range(3):
+        machine.work(ours=1.0, others=1.0, seconds=20.0)
+        found.append(crowding.look(10**9))
+    assert found == [0, 0, 1]
+
+
 def test_what_happens_between_spans_of_training_does_not_count(machine):
     crowding = Crowding(TWO, 2, machine.now)
     for _ in range(30):
@@ -161,7 +193,7 @@ def test_spans_of_training_shorter_than_a_window_are_added_up(machine):
 
 
 def test_the_other_ranks_of_a_machine_are_no_other_programs(machine):
-    crowding = Crowding(Cpus(machine=8, allowed=8, local_ranks=2), 4, machine.now)
+    crowding = Crowding(Cpus(bound=8, allowed=8, ranks=2), 4, machine.now)
     for _ in range(30):
         machine.work(ours=4.0, others=4.0)  # of which all is the other rank's
         assert crowding.look(10**9) == 0
@@ -173,7 +205,7 @@ def test_a_run_whose_threads_may_not_or_cannot_become_fewer_does_not_look(machin
 
 
 def test_a_run_is_lowered_again_only_when_still_fewer_threads_fit(machine):
-    crowding = Crowding(Cpus(machine=4, allowed=4, local_ranks=1), 4, machine.now)
+    crowding = Crowding(Cpus(bound=4, allowed=4, ranks=1), 4, machine.now)
     _, fitting = seconds_until_lowered(machine, crowding, 1.0)
     crowding.lower(fitting)
     assert fitting == 3
