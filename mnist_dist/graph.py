@@ -75,7 +75,7 @@ def describe(parts: Parts) -> str:
     if reason is not None:
         return f"steps one by one: {reason}"
     how = "one is captured and replayed" if parts.runtime.device.type == "cuda" else "run one by one on the CPU"
-    return f"{_steps_at_once(parts)} steps prepared at a time, {how}"
+    return f"up to {_steps_at_once(parts)} steps prepared at a time, {how}"
 
 
 class PreparedSteps:

@@ -300,7 +300,7 @@ def _choose_threads(config: Config, runtime: Runtime, cpus: Cpus, warn: Callable
     chosen = choose(config, cpus, ranks=runtime.ranks, most=given, others=others)
     least = -runtime.maximum(-chosen.threads)  # one number is saved, with which all go on after a resume
     if least < chosen.threads:
-        chosen = Chosen(threads=least, reason="as many as fit on each machine")
+        chosen = Chosen(threads=least, reason="as many as fit for every rank")
     runtime.set_threads(chosen.threads)
     return chosen
 

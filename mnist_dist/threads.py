@@ -56,7 +56,7 @@ class Cpus:
 
     @classmethod
     def of_this_rank(cls, ranks: int) -> Cpus:
-        """Look at this machine, on which so many ranks share this one's CPUs."""
+        """Return the CPUs of this rank, which so many ranks share, itself included."""
         return cls(bound=len(CPUS), allowed=min(len(CPUS), allowed_cpus()), ranks=ranks)
 
     @staticmethod

@@ -68,7 +68,7 @@ def test_images_per_second_with_and_without_captured_steps_are_told(command, tmp
 
 
 class Strict(Observer):
-    """Lets CUDA refuse every wait of the host once a step is captured, and ends the loop."""
+    """Makes every wait of the host an error once a step is captured, and ends the loop."""
 
     def progress(self, step):
         if step == EAGER_STEPS + 1:

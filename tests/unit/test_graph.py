@@ -125,7 +125,7 @@ def test_one_recorded_step_replayed_has_the_bits_of_the_loop(digits, settings, m
 
 
 class LeftOut(Stepper):
-    """Leaves the update out: torch has no fused kernel for the meta device, and the others ask for the rate's value."""
+    """Leaves the update out. Torch has no fused optimizer on the meta device; the others read the learning rate."""
 
     def step(self):
         assert self.optimizer.param_groups[0]["lr"].device.type == "meta"
@@ -162,7 +162,7 @@ def test_where_the_host_has_a_part_in_each_step_the_plan_says_so_and_steps_are_t
     config = config_of(train__graph="auto")
     with join(config) as runtime:
         parts = build_parts(config, digits, runtime)
-        assert describe(parts) == "7 steps prepared at a time, run one by one on the CPU"
+        assert describe(parts) == "up to 7 steps prepared at a time, run one by one on the CPU"
         other = Elsewhere(runtime)
         if "precision" in posing:
             posing = {"precision": replace(runtime.precision, value="fp16")}
