@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mnist_dist.data import Sampler, sampler, shares
+from mnist_dist.data import Sampler, sampler
 from mnist_dist.errors import ConfigError
 from mnist_dist.keyed import Purpose, keyed_permutation
 
@@ -26,10 +26,12 @@ def test_no_batch_is_ever_short_and_epochs_join_without_a_gap():
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 6])
 @pytest.mark.parametrize("micro_batch", [1, 2])
 def test_the_same_images_are_in_a_step_at_any_process_count(ranks, micro_batch):
-    batch, _ = Sampler(images=100, global_batch=24, seed=5).batch(31)
-    pieces = [shares(batch, rank=rank, ranks=ranks, micro_batch=micro_batch) for rank in range(ranks)]
-    assert all(piece.shape == (24 // ranks // micro_batch, micro_batch) for piece in pieces)
-    assert np.concatenate([piece.ravel() for piece in pieces]).tolist() == batch.tolist()
+    order = Sampler(images=100, global_batch=24, seed=5)
+    for step in (0, 4, 31):  # step 4 goes on in the next epoch
+        pieces = [order.share(step, rank=rank, ranks=ranks, micro_batch=micro_batch) for rank in range(ranks)]
+        for whole, parts in zip(order.batch(step), zip(*pieces, strict=True), strict=True):
+            assert all(part.shape == (24 // ranks // micro_batch, micro_batch) for part in parts)
+            assert np.concatenate([part.ravel() for part in parts]).tolist() == whole.tolist()
 
 
 def test_a_late_step_needs_no_earlier_one():
