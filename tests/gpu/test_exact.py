@@ -17,10 +17,11 @@ def whole(finished):
 
 
 @pytest.mark.parametrize("settings", [(), ("data.residency=host",)], ids=["pixels anywhere", "pixels on the host"])
-def test_exact_has_the_same_bits_on_one_process_and_on_several(finished, whole, place, settings):
-    here = place.in_exact
-    again = finished(*EXACT, *here.words, *(word for setting in settings for word in ("--set", setting)))
-    assert again.bits() == whole(place.device).bits()
+def test_exact_has_the_same_bits_again_on_one_process_and_on_several(command, watched, whole, place, settings):
+    words = [*EXACT, *place.in_exact.words, *(word for setting in settings for word in ("--set", setting))]
+    ended = command(*words, "--run", "again", timeout=300)
+    assert ended.code == 0, ended.err
+    assert watched("again").bits() == whole(place.device).bits()
 
 
 def test_exact_has_the_same_bits_after_kill_9_on_changing_processes(kill_and_resume, watched, whole, place):

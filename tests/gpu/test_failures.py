@@ -23,10 +23,9 @@ def limited(device: str, words: list[str]) -> tuple[list[str], dict[str, str]]:
     """Make a command and an environment in which a device has little memory."""
     if device == "cpu":
         return ["sh", "-c", f"ulimit -v {LIMIT[device] >> 10}; exec {shlex.join(words)}"], {}
-    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    mebibytes = max(map(int, subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()))
-    share = (LIMIT[device] >> 20) / mebibytes
-    return words, {"PYTORCH_CUDA_ALLOC_CONF": f"per_process_memory_fraction:{share:.6f}"}
+    query = [sys.executable, "-c", "import torch; print(torch.cuda.mem_get_info()[1])"]
+    total = int(subprocess.run(query, capture_output=True, text=True, check=True).stdout)
+    return words, {"PYTORCH_CUDA_ALLOC_CONF": f"per_process_memory_fraction:{LIMIT[device] / total:.6f}"}
 
 
 def test_memory_that_runs_out_ends_the_run_and_the_advice_holds(tmp_path, device):

@@ -12,22 +12,29 @@ WAYS = {
     "plain": lambda place: [],
     "accumulation": lambda place: [f"train.micro_batch={place.batch // (4 * place.ranks)}"],
     "exact": lambda place: ["train.reduction=exact"],
-    "pixels on the host": lambda place: ["data.residency=host"],
     "compiled": lambda place: ["train.compile=true"],
 }
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize(
+    ("place", "precision"),
+    [
+        (("cpu", "one"), "bf16"),
+        (("cpu", "all"), "fp32"),
+        *(pytest.param(("cuda", "one"), name, marks=pytest.mark.gpu) for name in ("fp32", "bf16", "fp16")),
+        pytest.param(("cuda", "all"), "bf16", marks=pytest.mark.gpu(2)),
+    ],
+    indirect=["place"],
+    ids=lambda value: "-".join(value) if isinstance(value, tuple) else value,
+)
 def test_the_digits_are_learned_in_any_precision(command, tmp_path, place, precision):
-    if place.device == "cpu" and precision == "fp16":
-        precision = "auto"  # fp16 needs a GPU
     words = ["train", "--config", "quick", "--precision", precision, *place.words, "--batch-size", place.batch]
     ended = command(*words, "--run", "run", "--json", timeout=300)
     assert ended.code == 0, ended.err
     assert ended.json()["metrics"]["test_accuracy"] > 0.97
     environment = json.loads((tmp_path / "run" / "environment.json").read_text())
-    assert (environment["device"], environment["ranks"]) == (place.device, place.ranks)
-    assert precision in (environment["precision"], "auto")
+    found = (environment["device"], environment["ranks"], environment["precision"])
+    assert found == (place.device, place.ranks, precision)
 
 
 def test_without_a_number_of_processes_every_gpu_has_one(command, place):
