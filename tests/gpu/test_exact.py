@@ -48,6 +48,19 @@ def test_a_signal_saves_and_a_resume_ends_with_the_same_bits(command, started, w
     assert run.bits() == whole(place.device).bits()
 
 
+def test_a_run_that_was_stopped_on_a_device_goes_on_on_the_cpu(command, started, watched, device):
+    run = watched("stopped")
+    words = ["train", "--config", "quick", "--precision", "fp32", "--set", "train.epochs=8"]
+    process = started(*words, "--set", "checkpoint.every_steps=7", "--run", run.path, "--device", device, "-n", 1)
+    run.wait_for(lambda: run.newest is not None, process, seconds=120)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    resumed = command("resume", run.path, "--device", "cpu", "--processes", 1, timeout=300)
+    assert resumed.code == 0, resumed.err
+    assert run.result["status"] == "finished"
+    assert run.result["metrics"]["test_accuracy"] > 0.97
+
+
 def test_an_evaluation_counts_every_picture_once_and_has_the_same_bits_on_all(command, whole, place):
     run = whole(place.device)
     words = ["evaluate", run.path, "--json"]

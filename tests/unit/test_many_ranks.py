@@ -13,8 +13,8 @@ from mnist_dist.data import Sampler, sampler
 from mnist_dist.data.transforms import Batches
 from mnist_dist.errors import ConfigError
 from mnist_dist.evaluate import evaluate
+from mnist_dist.keyed import Purpose, keyed_hash
 from mnist_dist.runtime import Runtime, Vote
-from mnist_dist.train import _dropout_seed
 
 
 @pytest.mark.parametrize("ranks", [8, 1000])
@@ -96,7 +96,8 @@ def test_a_thousand_ranks_share_a_batch_or_are_told_the_nearest_one_that_they_ca
 
 
 def test_no_two_of_a_thousand_ranks_draw_the_same_dropout():
-    assert len({_dropout_seed(0, step, piece) for step in (0, 300) for piece in range(1000)}) == 2000
+    seeds = keyed_hash(Purpose.DROPOUT, 0, np.arange(300)[:, None], np.arange(1000)) >> np.uint64(1)
+    assert len(np.unique(seeds)) == seeds.size
 
 
 @pytest.mark.parametrize(("rank", "counted"), [(0, 500), (2, 200), (999, 0)])
