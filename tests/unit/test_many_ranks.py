@@ -1,19 +1,26 @@
 """What must hold at 8 and at 1,000 ranks, seen by single ranks: nobody answers them, as torch's group is a fake one."""
 
+import io
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from many_ranks import blank_pictures, one_rank
+from rich.console import Console
 from torch import nn
 
+from mnist_dist.config import load, parse_setting
 from mnist_dist.config.schema import Train
 from mnist_dist.data import Sampler, sampler
 from mnist_dist.data.transforms import Batches
 from mnist_dist.errors import ConfigError
 from mnist_dist.evaluate import evaluate
+from mnist_dist.folder import RunFolder
 from mnist_dist.keyed import Purpose, keyed_hash
+from mnist_dist.observe.console import TrainingConsole
+from mnist_dist.run import _plan, build_parts
 from mnist_dist.runtime import Runtime, Vote
 
 
@@ -93,6 +100,18 @@ def test_a_thousand_ranks_share_a_batch_or_are_told_the_nearest_one_that_they_ca
     assert Train(global_batch=1024, micro_batch=1, reduction="exact").split_batch(1024) == (1, 1)
     with pytest.raises(ConfigError, match=r"global_batch is 64, which 1000 processes cannot share equally: use 1000\."):
         Train(global_batch=64).split_batch(1000)
+
+
+def test_the_plan_of_a_rank_of_many_is_that_of_all():
+    values = {"train.reduction": "exact", "train.micro_batch": 2, "train.global_batch": 4096, "train.epochs": 3}
+    config = load("baseline", tuple(parse_setting(f"{key}={value}") for key, value in values.items())).config
+    console = Console(width=120, record=True, file=io.StringIO())
+    with one_rank(1024, 7) as runtime:
+        parts = build_parts(config, blank_pictures(10_000), runtime)
+        plan = _plan(parts, RunFolder(Path("run")), first_step=0, threads_reason="as exact needs")
+    assert (plan.ranks, plan.micro_batch, plan.accumulation, plan.total_steps) == (1024, 2, 2, 8)
+    TrainingConsole(console).plan(plan)
+    assert "1024 processes" in console.export_text()
 
 
 def test_no_two_of_a_thousand_ranks_draw_the_same_dropout():
