@@ -74,8 +74,8 @@ def one_rank(ranks: int, rank: int) -> Iterator[Runtime]:
             runtime.close()
 
 
-def blank_pictures(images: int) -> Dataset:
-    """Make a data set of black pictures."""
+def blank_images(images: int) -> Dataset:
+    """Make a data set of black images."""
     pixels, labels = np.zeros((images, 1, 28, 28), np.uint8), np.arange(images) % 10
     stored = in_memory(pixels, labels, tuple(map(str, range(images))))
     splits = {name: Split(name=name, stored=stored) for name in ("train", "test")}
@@ -108,7 +108,7 @@ def measure(ranks: int) -> dict[str, float]:
         vote, facts = Vote(runtime), {str(number): "the same" for number in range(FACTS)}
         found["vote"] = 1e6 * median_seconds(lambda: (vote.cast(0), vote.result()))
         found["agree"] = 1e3 * median_seconds(lambda: runtime.agree(facts))
-        series = Series(config, blank_pictures(2 * global_batch), runtime)
+        series = Series(config, blank_images(2 * global_batch), runtime)
         reduction = series.parts.reduction
         assert isinstance(reduction, Exact)
         gradient = torch.zeros(sum(weight.numel() for weight in series.parts.model.parameters()) + 2)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from many_ranks import blank_pictures
+from many_ranks import blank_images
 
 from mnist_dist import train as loop
 from mnist_dist.benchmark.windows import synchronise
@@ -108,10 +108,10 @@ def measure(device: str, size: Size, ranks: int, way: dict[str, object]) -> dict
     values |= {"train.micro_batch": batch // ranks} | {key: way[key] for key in way if key != BATCH}
     settings = tuple(Setting(key=key, value=value, origin="here") for key, value in values.items())
     config = load("baseline", settings).config
-    pictures = blank_pictures((size.warm + size.timed + size.watched + 1) * batch)
+    images = blank_images((size.warm + size.timed + size.watched + 1) * batch)
     with join(config) as runtime:
         watch = Watch(runtime.device, size)
-        parts = build_parts(config, pictures, runtime)
+        parts = build_parts(config, images, runtime)
         with contextlib.suppress(Over):
             loop.train(replace(parts, observers=Observers((watch,))), Progress())
         return {

@@ -61,7 +61,7 @@ def test_a_run_that_was_stopped_on_a_device_goes_on_on_the_cpu(command, started,
     assert run.result["metrics"]["test_accuracy"] > 0.97
 
 
-def test_an_evaluation_counts_every_picture_once_and_has_the_same_bits_on_all(command, whole, place):
+def test_an_evaluation_counts_every_image_once_and_has_the_same_bits_on_all(command, whole, place):
     run = whole(place.device)
     words = ["evaluate", run.path, "--json"]
     found = [command(*words, *of.words).json() for of in (place, type(place)(place.device, 1))]

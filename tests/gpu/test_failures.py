@@ -14,7 +14,7 @@ PROGRAM = [sys.executable, "-m", "mnist_dist"]
 QUICK = ["train", "--config", "quick"]
 LARGE = ["--precision", "fp32", "--set", "data.image_size=224", "--batch-size", "1024", "--set", "train.max_steps=2",
          "--processes", "1"]  # fmt: skip
-"""A step on 1,024 such pictures takes over 5 GiB, the evaluation less than half a GiB."""
+"""A step on 1,024 such images takes over 5 GiB, the evaluation less than half a GiB."""
 LIMIT = {"cpu": 6 << 30, "cuda": 1 << 30}
 """Bytes: of addresses on the CPU, where libraries take some too, and of memory on a GPU."""
 

@@ -7,7 +7,7 @@ import pytest
 STEPS = ["train", "--config", "quick", "--precision", "fp32", "--set", "optimizer.name=sgd", "--set",
          "optimizer.learning_rate=0.05", "--set", "schedule.name=constant", "--set", "model.dropout=0",
          "--set", "train.max_steps=6", "--set", "train.log_every=1"]  # fmt: skip
-"""Six steps on augmented pictures; rounding changes little in them."""
+"""Six steps on augmented images; rounding changes little in them."""
 WAYS = {
     "plain": lambda place: [],
     "accumulation": lambda place: [f"train.micro_batch={place.batch // (4 * place.ranks)}"],
@@ -52,4 +52,4 @@ def test_every_way_of_training_takes_the_steps_of_one_process_on_the_cpu(finishe
     expected = finished(*steps, "--device", "cpu").losses()
     found = finished(*steps, *here.words, *settings).losses()
     assert len(found) == 6
-    assert found == pytest.approx(expected, rel=1e-4)  # bf16 differs by 4e-5, pictures without their scaling by 3e-4
+    assert found == pytest.approx(expected, rel=1e-4)  # bf16 differs by 4e-5, images without their scaling by 3e-4

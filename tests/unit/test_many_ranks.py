@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from many_ranks import blank_pictures, one_rank
+from many_ranks import blank_images, one_rank
 from rich.console import Console
 from torch import nn
 
@@ -107,7 +107,7 @@ def test_the_plan_of_a_rank_of_many_is_that_of_all():
     config = load("baseline", tuple(parse_setting(f"{key}={value}") for key, value in values.items())).config
     console = Console(width=120, record=True, file=io.StringIO())
     with one_rank(1024, 7) as runtime:
-        parts = build_parts(config, blank_pictures(10_000), runtime)
+        parts = build_parts(config, blank_images(10_000), runtime)
         plan = _plan(parts, RunFolder(Path("run")), first_step=0, threads_reason="as exact needs")
     assert (plan.ranks, plan.micro_batch, plan.accumulation, plan.total_steps) == (1024, 2, 2, 8)
     TrainingConsole(console).plan(plan)
@@ -121,9 +121,9 @@ def test_no_two_of_a_thousand_ranks_draw_the_same_dropout():
 
 @pytest.mark.parametrize(("rank", "counted"), [(0, 500), (2, 200), (999, 0)])
 def test_an_evaluation_that_lacks_the_other_ranks_counts_is_refused(rank, counted):
-    pictures = blank_pictures(1200).test
+    images = blank_images(1200).test
     with one_rank(1000, rank) as runtime:
-        batches = Batches(pictures, mean=(0.5,), std=(0.5,), device=runtime.device)
+        batches = Batches(images, mean=(0.5,), std=(0.5,), device=runtime.device)
         model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
         with pytest.raises(RuntimeError, match=f"evaluated {counted} of 1200 test images"):
-            evaluate(model, batches, pictures, runtime)
+            evaluate(model, batches, images, runtime)

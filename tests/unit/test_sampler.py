@@ -3,7 +3,7 @@ import pytest
 
 from mnist_dist.data import Sampler, sampler
 from mnist_dist.errors import ConfigError
-from mnist_dist.keyed import Purpose, keyed_permutation
+from mnist_dist.keyed import Purpose, keyed_permutation, permuted
 
 
 @pytest.mark.parametrize(("images", "batch"), [(10, 3), (10, 10), (7, 1), (64, 64), (101, 8)])
@@ -67,6 +67,19 @@ def test_the_order_of_a_set_that_is_sorted_is_that_of_earlier_versions():
     stream = np.concatenate([order.batch(step)[0] for step in range(3)])
     expected = [keyed_permutation(Purpose.SHUFFLE, 60_000, 1, epoch) for epoch in range(3)]
     assert np.array_equal(stream, np.concatenate(expected)[:150_000])
+
+
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_the_order_of_a_set_that_is_not_sorted_is_that_of_earlier_versions(ranks):
+    images, batch, seed = sampler.MOST_SORTED + 100, 40_000, 2
+    order = Sampler(images=images, global_batch=batch, seed=seed)
+    for step in (0, 3, 100):  # steps 3 and 100 go on in the next epoch
+        shares = [order.share(step, rank=rank, ranks=ranks, micro_batch=batch // ranks) for rank in range(ranks)]
+        stream = np.concatenate([ids.ravel() for ids, _ in shares])
+        epochs, places = np.divmod(np.arange(step * batch, (step + 1) * batch), images)
+        for epoch in np.unique(epochs).tolist():
+            there = epochs == epoch
+            assert np.array_equal(stream[there], permuted(places[there], Purpose.SHUFFLE, images, seed, epoch))
 
 
 def test_a_batch_larger_than_the_training_set_is_refused():
