@@ -73,7 +73,7 @@ def test_the_order_of_a_set_that_is_sorted_is_that_of_earlier_versions():
 def test_the_order_of_a_set_that_is_not_sorted_is_that_of_earlier_versions(ranks):
     images, batch, seed = sampler.MOST_SORTED + 100, 40_000, 2
     order = Sampler(images=images, global_batch=batch, seed=seed)
-    for step in (0, 3, 100):  # steps 3 and 100 go on in the next epoch
+    for step in (0, 3, 100):  # step 3 goes on in the next epoch
         shares = [order.share(step, rank=rank, ranks=ranks, micro_batch=batch // ranks) for rank in range(ranks)]
         stream = np.concatenate([ids.ravel() for ids, _ in shares])
         epochs, places = np.divmod(np.arange(step * batch, (step + 1) * batch), images)
