@@ -4,10 +4,10 @@ import signal
 
 import pytest
 
-EXACT = ["train", "--config", "quick", "--set", "train.reduction=exact", "--set", "train.epochs=8",
+EXACT = ["train", "--config", "quick", "--set", "train.reduction=exact", "--set", "train.epochs=6",
          "--set", "checkpoint.every_steps=7", "--set", "train.log_every=5"]  # fmt: skip
 IMAGES = 359
-KILLS = 3
+KILLS = 2
 
 
 @pytest.fixture
