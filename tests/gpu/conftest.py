@@ -52,11 +52,9 @@ def _place(device: str, ranks: str) -> Place:
     return Place(device, 1 if ranks == "one" else visible_gpus())
 
 
-ONE = [pytest.param(("cpu", "one"), id="cpu"), pytest.param(("cuda", "one"), id="cuda", marks=pytest.mark.gpu)]
-ALL = [
-    pytest.param(("cpu", "all"), id="cpu-all"),
-    pytest.param(("cuda", "all"), id="cuda-all", marks=pytest.mark.gpu(2)),
-]
+CPUS = pytest.param(("cpu", "all"), id="cpu-all")
+ONE_GPU = pytest.param(("cuda", "one"), id="cuda", marks=pytest.mark.gpu)
+ALL_GPUS = pytest.param(("cuda", "all"), id="cuda-all", marks=pytest.mark.gpu(2))
 
 
 @pytest.fixture(scope="session", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -64,12 +62,12 @@ def device(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(params=[*ONE, *ALL])
+@pytest.fixture(params=[CPUS, ONE_GPU, ALL_GPUS])
 def place(request: pytest.FixtureRequest) -> Place:
     return _place(*request.param)
 
 
-@pytest.fixture(params=ALL)
+@pytest.fixture(params=[CPUS, ALL_GPUS])
 def several(request: pytest.FixtureRequest) -> Place:
     return _place(*request.param)
 
