@@ -43,6 +43,7 @@ BATCH = "batch"
 """Images of each rank in a step, in place of 64."""
 WAYS: dict[str, dict[str, object]] = {
     "small_cnn": {},
+    "small_cnn, captured steps": {"train.graph": "auto"},
     "small_cnn, a large batch": {BATCH: 1024},
     "small_cnn, fp32": {"train.precision": "fp32"},
     "small_cnn, fp16": {"train.precision": "fp16"},
@@ -132,6 +133,7 @@ def main() -> None:
         for name, way in WAYS.items()
         if (device == "cuda" or "train.precision" not in way)
         and (ranks.bit_count() == 1 or way.get("train.reduction") != "exact")
+        and (ranks == 1 or "train.graph" not in way)
     }
     found = {name: measure(device, SIZES[size], ranks, way) for name, way in ways.items()}
     if rank == 0:
