@@ -5,7 +5,7 @@ BIN := .venv/bin
 DATA ?= Dataset
 CONFIGS ?= fast fast-99
 
-.PHONY: train test test-all lint benchmark clean
+.PHONY: train test test-all test-gpu lint benchmark clean
 .DELETE_ON_ERROR:
 
 train: .venv/installed
@@ -16,6 +16,10 @@ test: .venv/installed-dev lint
 
 test-all: .venv/installed-dev
 	$(BIN)/pytest -m "not quick and not slow and not engines"
+
+# On a machine with CUDA GPUs: on one, and on all.
+test-gpu: .venv/installed-dev
+	$(BIN)/pytest -m gpu
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -11,8 +11,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import psutil
-
 LOOK_SECONDS = 0.5
 """Between two looks at the memory; one takes about a millisecond a process, on the cores that are measured."""
 
@@ -67,6 +65,8 @@ def run_command(words: Sequence[object], *, watch_memory: bool = False) -> Ended
 
 def _memory_of_tree(pid: int) -> int:
     """Add up the memory of a process and all below it; those that end meanwhile count nothing."""
+    import psutil  # comes with the extra `benchmark`
+
     total = 0
     try:
         root = psutil.Process(pid)

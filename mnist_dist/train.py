@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from mnist_dist import heartbeat, signals
-from mnist_dist.data import shares
 from mnist_dist.errors import NonFiniteError, StoppedError
 from mnist_dist.evaluate import evaluate
 from mnist_dist.graph import prepare
@@ -64,7 +63,7 @@ def train(parts: Parts, progress: Progress) -> None:
             sums.append(prepared.take(step))
             losses.append(sums[-1][0])
         else:
-            images, epochs = (shares(batch, **mine) for batch in sampler.batch(step))  # (accumulation, micro_batch)
+            images, epochs = sampler.share(step, **mine)  # (accumulation, micro_batch)
             for micro in range(accumulation):
                 pixels, labels = parts.batches["train"].take(images[micro], epochs[micro])
                 runtime.seed(dropout_seed(config.seed, step, runtime.rank * accumulation + micro))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -16,6 +18,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from watched import Watched
+
+from mnist_dist.machine import visible_gpus
 
 DEADLINE = 120
 OWNER = f"TESTED_BY={os.getpid()}"
@@ -27,10 +32,21 @@ os.environ |= [OWNER.split("=")]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let `make test` run all unit tests, besides what is marked quick elsewhere."""
+    """Let `make test` run all unit tests, besides what is marked quick elsewhere; skip what lacks its GPUs."""
     for item in items:
         if "unit" in item.path.parts:
             item.add_marker("quick")
+        for marker in item.iter_markers("gpu"):
+            needed = marker.args[0] if marker.args else 1
+            if _gpus() < needed:
+                there = "none is" if _gpus() == 0 else f"{_gpus()} is" if _gpus() == 1 else f"{_gpus()} are"
+                wanted = "a CUDA GPU" if needed == 1 else f"{needed} CUDA GPUs"
+                item.add_marker(pytest.mark.skip(f"needs {wanted}, and {there} visible (nvidia-smi -L)"))
+
+
+@functools.cache
+def _gpus() -> int:
+    return visible_gpus()
 
 
 @dataclass(frozen=True)
@@ -118,6 +134,61 @@ def started(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
         process.communicate()
+
+
+@pytest.fixture
+def ranks_of() -> Callable[[subprocess.Popen[str]], list[int]]:
+    """Find the ranks that a launcher has started, in their order."""
+    return lambda launcher: [
+        int(pid) for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    ]
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Callable[[str], Watched]:
+    return lambda name: Watched(tmp_path / name)
+
+
+@pytest.fixture
+def kill_and_resume(
+    started: Callable[..., subprocess.Popen[str]], ranks_of: Callable[[subprocess.Popen[str]], list[int]]
+) -> Callable[..., tuple[int, int]]:
+    """Run to the end through many kills; gives how many hit, and how many of them hit a checkpoint being written."""
+
+    def run(
+        run: Watched, first_words: list[object], *, counts: tuple[int, ...], kills: int, seed: int
+    ) -> tuple[int, int]:
+        draw = random.Random(seed)
+        hits = in_write = attempt = 0
+        while True:
+            words = ["resume", run.path] if (run.path / "config.yaml").exists() else [*first_words, "--run", run.path]
+            words += ["--processes", draw.choice(counts), "--max-restarts", 0]
+            process = started(*words, OMP_NUM_THREADS="1")
+            attempt += 1
+            assert attempt < 3 * kills + 10
+            if hits < kills:
+                before = run.newest or 0
+                deadline = time.monotonic() + 60
+                # Wait for real progress, then strike after a moment drawn at random: in a step, a write, an evaluation.
+                while process.poll() is None and (run.newest or 0) <= before:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.002)
+                time.sleep(draw.uniform(0, 0.1))
+                victims = [process.pid, *ranks_of(process)] if process.poll() is None else []
+                if victims:
+                    os.kill(draw.choice(victims), signal.SIGKILL)
+                    process.communicate(timeout=60)
+                    if process.returncode == 0:  # it was at its end already
+                        return hits, in_write
+                    assert process.returncode in (7, -signal.SIGKILL)
+                    in_write += bool(list(run.path.glob("checkpoints/writing-*")))
+                    hits += 1
+                    continue
+            _, err = process.communicate(timeout=120)
+            assert process.returncode == 0, err
+            return hits, in_write
+
+    return run
 
 
 @pytest.fixture

@@ -24,6 +24,15 @@ class Watched:
         """Steps of the checkpoints that are there, the oldest first."""
         return sorted(int(path.name[5:]) for path in (self.path / "checkpoints").glob("step-*"))
 
+    @property
+    def newest(self) -> int | None:
+        """Step of the newest checkpoint; `None`: there is none."""
+        return max(self.steps, default=None)
+
+    def losses(self) -> list[float]:
+        """Training loss of each report."""
+        return [record["loss"] for record in self.journal() if record["kind"] == "step"]
+
     def journal(self) -> list[dict]:
         """The journal without times, which differ from run to run."""
         timeless = []

@@ -4,6 +4,6 @@ Everything but `transforms` works without torch; import that module by its name.
 """
 
 from mnist_dist.data.dataset import Dataset, Split, open_dataset
-from mnist_dist.data.sampler import Sampler, shares
+from mnist_dist.data.sampler import Sampler
 
-__all__ = ["Dataset", "Sampler", "Split", "open_dataset", "shares"]
+__all__ = ["Dataset", "Sampler", "Split", "open_dataset"]

@@ -25,7 +25,8 @@ images had a chi-square of 106 when sorted and of 350 from the Feistel network (
 images does not change during a run, so it never goes from one way to the other.
 """
 BLOCK = 1 << 14
-"""Places that are computed together."""
+"""Places that are computed together: what a rank needs in its next steps, so that a step costs as much on any number of
+ranks. 60 places by themselves take 0.8 ms, as part of a block 0.02."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,15 +49,37 @@ class Sampler:
 
     def batch(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Look up a step's images and the epoch that each belongs to, both `(global_batch,)`."""
-        first, end = step * self.global_batch, (step + 1) * self.global_batch
-        parts: list[NDArray[np.int64]] = []
-        position = first
-        while position < end:
-            epoch, place = divmod(position, self.images)
-            block, offset = divmod(place, BLOCK)
-            part = _block(self.images, self.seed, epoch, block)[offset : offset + end - position]
-            parts.append(part)
-            position += len(part)
+        return self._piece(step, rank=0, ranks=1)
+
+    def share(
+        self, step: int, *, rank: int, ranks: int, micro_batch: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Look up a rank's contiguous piece of a step: `batch`, without the work for the pieces of other ranks.
+
+        Args:
+            step: The first is 0.
+            rank: Whose piece.
+            ranks: Number of processes; `ranks` x `micro_batch` divides the global batch.
+            micro_batch: Images in a micro-batch.
+
+        Returns:
+            Images and their epochs, both `(accumulation, micro_batch)`.
+        """
+        images, epochs = self._piece(step, rank=rank, ranks=ranks)
+        return images.reshape(-1, micro_batch), epochs.reshape(-1, micro_batch)
+
+    def _piece(self, step: int, *, rank: int, ranks: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        count = self.global_batch // ranks
+        if self.images > MOST_SORTED:
+            block, row = divmod(step, max(1, BLOCK // count))
+            images, epochs = _block(self, block, rank, ranks)
+            return images[row], epochs[row]
+        first = step * self.global_batch + rank * count
+        end = first + count
+        parts = []
+        for epoch in range(first // self.images, (end - 1) // self.images + 1):
+            start = epoch * self.images
+            parts.append(_sorted_epoch(self.images, self.seed, epoch)[max(0, first - start) : end - start])
         return np.concatenate(parts), np.arange(first, end) // self.images
 
     def epoch_of(self, step: int) -> int:
@@ -68,29 +91,22 @@ class Sampler:
         return -(-(epoch + 1) * self.images // self.global_batch)
 
 
-def shares(batch: NDArray[np.int64], *, rank: int, ranks: int, micro_batch: int) -> NDArray[np.int64]:
-    """Take a rank's micro-batches of a global batch.
-
-    Args:
-        batch: `(global_batch,)`, a multiple of `ranks` x `micro_batch`.
-        rank: Whose share.
-        ranks: Number of processes.
-        micro_batch: Images in a micro-batch.
+@lru_cache(maxsize=2)
+def _block(sampler: Sampler, block: int, rank: int, ranks: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Compute a rank's pieces of several steps in a row.
 
     Returns:
-        `(accumulation, micro_batch)`: the rank's contiguous piece of the batch.
+        Images and their epochs, both `(steps, global_batch // ranks)`.
     """
-    mine: NDArray[np.int64] = batch.reshape(ranks, -1, micro_batch)[rank]
-    return mine
-
-
-@lru_cache(maxsize=2)  # a step lies in one block or goes on in the next
-def _block(images: int, seed: int, epoch: int, block: int) -> NDArray[np.int64]:
-    """Compute a piece of an epoch's order: `BLOCK` places, or what is left of the epoch."""
-    first, end = block * BLOCK, min((block + 1) * BLOCK, images)
-    if images <= MOST_SORTED:
-        return _sorted_epoch(images, seed, epoch)[first:end]
-    return permuted(np.arange(first, end), Purpose.SHUFFLE, images, seed, epoch)
+    count = sampler.global_batch // ranks
+    steps = max(1, BLOCK // count)
+    firsts = np.arange(block * steps, (block + 1) * steps) * sampler.global_batch + rank * count
+    epochs, places = np.divmod(firsts[:, None] + np.arange(count), sampler.images)
+    images = np.empty_like(places)
+    for epoch in np.unique(epochs).tolist():
+        there = epochs == epoch
+        images[there] = permuted(places[there], Purpose.SHUFFLE, sampler.images, sampler.seed, epoch)
+    return images, epochs
 
 
 @lru_cache(maxsize=1)

@@ -24,6 +24,9 @@ from mnist_dist.fused import Stepper
 
 T = TypeVar("T")
 
+NAMED_RANKS = 8
+"""So many ranks are named in a message, which may be about a thousand."""
+
 
 class Runtime:
     """One process of a run: its rank, its device and what it does together with the others.
@@ -177,13 +180,12 @@ class Runtime:
         digests = [int.from_bytes(hashlib.sha256(value.encode()).digest()[:7]) for value in facts.values()]
         mine = torch.tensor(digests, dtype=torch.int64, device=self.device)
         table = torch.stack(self.gather(mine)).cpu()  # (ranks, facts)
-        for column, name in enumerate(facts):
-            others = [str(rank) for rank in range(self.ranks) if table[rank, column] != table[0, column]]
+        for (name, fact), differs in zip(facts.items(), (table != table[0]).T, strict=True):
+            others = differs.nonzero().flatten().tolist()
             if others:
                 raise ConfigError(
-                    f"The ranks do not have the same {name}: {'ranks' if len(others) > 1 else 'rank'} "
-                    f"{', '.join(others)} differ{'s' if len(others) == 1 else ''} from rank 0. "
-                    f"Rank {self.rank} has {facts[name]}."
+                    f"The ranks do not have the same {name}: {_listed(others)} from rank 0. "
+                    f"Rank {self.rank} has {fact}."
                 )
 
     def count_same(self, text: str) -> int:
@@ -258,6 +260,14 @@ def _replaced(module: ModuleType, name: str, value: Any) -> Iterator[None]:
     finally:
         if former is not None:
             setattr(module, name, former)
+
+
+def _listed(ranks: list[int]) -> str:
+    """Name ranks that differ, a few of many."""
+    if len(ranks) == 1:
+        return f"rank {ranks[0]} differs"
+    more = f" and {len(ranks) - NAMED_RANKS} more" if len(ranks) > NAMED_RANKS else ""
+    return f"ranks {', '.join(map(str, ranks[:NAMED_RANKS]))}{more} differ"
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:

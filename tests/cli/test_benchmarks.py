@@ -71,6 +71,13 @@ def test_a_step_profile_has_the_rate_of_every_operator_that_multiplies(tmp_path,
     assert sum(float(row[3].rstrip("%")) for row in rows[2:]) == pytest.approx(100, abs=2)
 
 
+def test_one_rank_of_many_is_measured_alone():
+    found = json.loads(run("many_ranks.py", "--ranks", 1, 8, "--json"))
+    assert list(found) == ["1", "8"]
+    assert all(figure > 0 for row in found.values() for figure in row.values())
+    assert found["8"]["step"] > found["8"]["exchange"]
+
+
 def test_convolutions_are_timed_as_they_are_wider_and_as_products():
     printed = run("convolutions.py", "--batch", 2, "--rounds", 1)
     assert len([line for line in printed.splitlines() if line.startswith(("| first", "| second"))]) == 6

@@ -1,56 +1,11 @@
 """kill -9 at any moment, and the bits of the run that was never killed."""
 
-import functools
-import os
-import random
-import signal
-import time
-
 import pytest
 
 EXACT = ["train", "--set", "train.reduction=exact", "--set", "checkpoint.every_steps=7",
          "--set", "train.log_every=5", "--set", "data.validation_fraction=0.1"]  # fmt: skip
 DDP = ["train", "--epochs", "4", "--set", "checkpoint.every_steps=7", "--set", "train.log_every=5",
        "--set", "train.global_batch=30", "--set", "train.threads=1"]  # fmt: skip
-
-
-@pytest.fixture
-def kill_and_resume(started, ranks_of):
-    return functools.partial(_kill_and_resume, started, ranks_of)
-
-
-def _kill_and_resume(started, ranks_of, run, first_words, *, counts, kills, seed):
-    """Run to the end through many kills; gives how many hit, and how many of them hit a checkpoint being written."""
-    draw = random.Random(seed)
-    hits = in_write = attempt = 0
-    while True:
-        words = ["resume", run.path] if run.path.joinpath("config.yaml").exists() else [*first_words, "--run", run.path]
-        words += ["--processes", draw.choice(counts), "--max-restarts", 0]
-        process = started(*words, OMP_NUM_THREADS="1")
-        attempt += 1
-        assert attempt < 3 * kills + 10
-        if hits < kills:
-            before = run.steps[-1] if run.path.joinpath("checkpoints").exists() and run.steps else 0
-            deadline = time.monotonic() + 60
-            # Wait for real progress, then strike after a moment drawn at random: in a step, a write, an evaluation.
-            while process.poll() is None and not (run.path.joinpath("checkpoints").exists() and run.steps
-                                                  and run.steps[-1] > before):  # fmt: skip
-                assert time.monotonic() < deadline
-                time.sleep(0.002)
-            time.sleep(draw.uniform(0, 0.1))
-            victims = [process.pid, *ranks_of(process)] if process.poll() is None else []
-            if victims:
-                os.kill(draw.choice(victims), signal.SIGKILL)
-                process.communicate(timeout=60)
-                if process.returncode == 0:  # it was at its end already
-                    return hits, in_write
-                assert process.returncode in (7, -signal.SIGKILL)
-                in_write += bool(list(run.path.glob("checkpoints/writing-*")))
-                hits += 1
-                continue
-        _, err = process.communicate(timeout=120)
-        assert process.returncode == 0, err
-        return hits, in_write
 
 
 def test_an_exact_run_killed_20_times_on_1_2_or_4_processes_ends_with_the_same_bits(command, kill_and_resume, watched):

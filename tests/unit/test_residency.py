@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mnist_dist.config.schema import EMBEDDED_DIGITS, Data
+from mnist_dist.config.schema import EMBEDDED_DIGITS, Augmentation, Data
 from mnist_dist.data import open_dataset
 from mnist_dist.data.residency import bytes_of, choose_residency
 from mnist_dist.data.transforms import Batches, Gather
@@ -47,31 +47,27 @@ def test_splits_that_share_their_pixels_need_them_once(digits):
 
 
 def both(digits, device):
-    images = np.array([5, 0, 700, 5])
+    images, epochs = np.array([5, 0, 700, 5]), np.array([0, 0, 1, 3])
+    augmentation = Augmentation(rotation_degrees=15, shift_pixels=2, scale=0.2)
     for residency in ("device", "host"):
         gather = Gather(digits.train.stored, device, residency)
-        source = Batches(digits.train, mean=digits.mean, std=digits.std, device=device, gather=gather)
+        options = {"mean": digits.mean, "std": digits.std, "device": device, "augmentation": augmentation}
+        source = Batches(digits.train, gather=gather, **options)
         assert source.residency == residency
         with torch.inference_mode():
             source.take(images[:2])
-        yield [source.take(images), source.take(images[::-1].copy())]
+        yield [source.take(images), source.take(images[::-1].copy()), source.take(images, epochs)]
 
 
-def test_batches_are_the_same_wherever_their_pixels_wait(digits):
-    for one, other in zip(*both(digits, torch.device("cpu")), strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_batches_are_the_same_wherever_their_pixels_wait_on_a_gpu(digits):
-    device = torch.device("cuda", 0)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_batches_are_the_same_wherever_their_pixels_wait_and_are_turned(digits, device):
     expected = next(both(digits, torch.device("cpu")))
-    for found in both(digits, device):
-        for one, other in zip(found, expected, strict=True):
-            assert one[0].device == one[1].device == device
-            assert torch.equal(one[1].cpu(), other[1])
-            assert torch.allclose(one[0].cpu(), other[0], atol=1e-6)
+    assert not torch.equal(expected[0][0], expected[2][0])  # it was turned
+    for found in both(digits, torch.device(device)):
+        for (pixels, labels), (same_pixels, same_labels) in zip(found, expected, strict=True):
+            assert pixels.device.type == labels.device.type == device
+            assert torch.equal(labels.cpu(), same_labels)
+            assert torch.allclose(pixels.cpu(), same_pixels, atol=1e-6 if device == "cpu" else 1e-3)
 
 
 @pytest.mark.parametrize(

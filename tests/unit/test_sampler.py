@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from mnist_dist.data import Sampler, sampler, shares
+from mnist_dist.data import Sampler, sampler
 from mnist_dist.errors import ConfigError
-from mnist_dist.keyed import Purpose, keyed_permutation
+from mnist_dist.keyed import Purpose, keyed_permutation, permuted
 
 
 @pytest.mark.parametrize(("images", "batch"), [(10, 3), (10, 10), (7, 1), (64, 64), (101, 8)])
@@ -26,10 +26,12 @@ def test_no_batch_is_ever_short_and_epochs_join_without_a_gap():
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 6])
 @pytest.mark.parametrize("micro_batch", [1, 2])
 def test_the_same_images_are_in_a_step_at_any_process_count(ranks, micro_batch):
-    batch, _ = Sampler(images=100, global_batch=24, seed=5).batch(31)
-    pieces = [shares(batch, rank=rank, ranks=ranks, micro_batch=micro_batch) for rank in range(ranks)]
-    assert all(piece.shape == (24 // ranks // micro_batch, micro_batch) for piece in pieces)
-    assert np.concatenate([piece.ravel() for piece in pieces]).tolist() == batch.tolist()
+    order = Sampler(images=100, global_batch=24, seed=5)
+    for step in (0, 4, 31):  # step 4 goes on in the next epoch
+        pieces = [order.share(step, rank=rank, ranks=ranks, micro_batch=micro_batch) for rank in range(ranks)]
+        for whole, parts in zip(order.batch(step), zip(*pieces, strict=True), strict=True):
+            assert all(part.shape == (24 // ranks // micro_batch, micro_batch) for part in parts)
+            assert np.concatenate([part.ravel() for part in parts]).tolist() == whole.tolist()
 
 
 def test_a_late_step_needs_no_earlier_one():
@@ -65,6 +67,19 @@ def test_the_order_of_a_set_that_is_sorted_is_that_of_earlier_versions():
     stream = np.concatenate([order.batch(step)[0] for step in range(3)])
     expected = [keyed_permutation(Purpose.SHUFFLE, 60_000, 1, epoch) for epoch in range(3)]
     assert np.array_equal(stream, np.concatenate(expected)[:150_000])
+
+
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_the_order_of_a_set_that_is_not_sorted_is_that_of_earlier_versions(ranks):
+    images, batch, seed = sampler.MOST_SORTED + 100, 40_000, 2
+    order = Sampler(images=images, global_batch=batch, seed=seed)
+    for step in (0, 3, 100):  # step 3 goes on in the next epoch
+        shares = [order.share(step, rank=rank, ranks=ranks, micro_batch=batch // ranks) for rank in range(ranks)]
+        stream = np.concatenate([ids.ravel() for ids, _ in shares])
+        epochs, places = np.divmod(np.arange(step * batch, (step + 1) * batch), images)
+        for epoch in np.unique(epochs).tolist():
+            there = epochs == epoch
+            assert np.array_equal(stream[there], permuted(places[there], Purpose.SHUFFLE, images, seed, epoch))
 
 
 def test_a_batch_larger_than_the_training_set_is_refused():
