@@ -18,7 +18,7 @@ import torch.distributed.nn  # its functions' defaults would keep the group that
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
-from mnist_dist import errors, foreign, signals
+from mnist_dist import errors, foreign, memory, signals
 from mnist_dist.config.schema import Device, Precision
 from mnist_dist.device import choose_device, choose_precision
 from mnist_dist.errors import ConfigError
@@ -188,4 +188,5 @@ def _join_group(device: str, worker: Worker) -> None:
 
 def _is_lost_peer(error: RuntimeError) -> bool:
     """Tell a collective that failed because another rank is gone."""
-    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+    of_a_collective = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+    return of_a_collective and memory.refusal_of(error) is None

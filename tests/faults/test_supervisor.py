@@ -116,6 +116,35 @@ def test_an_import_that_fails_on_one_rank_is_shown_as_its_own(command, plant, tm
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
+NCCL_WORDS = (
+    "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:77, unhandled cuda error (run with "
+    "NCCL_DEBUG=INFO for details), NCCL version 2.26.2\nncclUnhandledCudaError: Call to CUDA function failed.\n"
+    "Last error:\nCuda failure 2 'out of memory'"
+)
+"""From pytorch/pytorch #152302."""
+IN_PREPARATION = """
+from mnist_dist.runtime import Runtime
+whole = Runtime.prepare
+def planted(self, *given, **named):
+    if self.rank == 1: {fault}
+    return whole(self, *given, **named)
+Runtime.prepare = planted
+"""
+
+
+@pytest.mark.parametrize(
+    "place", [AT_STEP.replace("{step}", "4"), IN_PREPARATION], ids=["in a step", "as DDP is built"]
+)
+def test_a_rank_without_memory_for_nccl_says_so_and_is_not_started_again(command, plant, place):
+    fault = f"import torch.distributed as d; raise d.DistBackendError({NCCL_WORDS!r})"
+    plant(place.replace("{fault}", fault))
+    ended = command(*WORDS, "--run", "run", "--processes", 2, "--set", "train.reduction=ddp")
+    assert ended.code == 8, ended.err
+    assert "NCCL found no memory on the GPU for its own buffers" in flat(ended.err)
+    assert "micro_batch" not in ended.err
+    assert "warning" not in ended.err
+
+
 def test_a_long_way_to_the_first_step_is_no_hanging(command, plant):
     plant("import time\ntime.sleep(4)")
     words = ["train", "--epochs", "1", "--run", "run", "--processes", 2]
