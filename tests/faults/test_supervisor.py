@@ -82,6 +82,18 @@ def test_a_rank_that_hangs_is_found_out_and_the_group_started_again(started, wat
     assert run.bits() == whole
 
 
+def test_ranks_that_hang_at_one_place_are_told_as_that_and_nobody_is_blamed(command, plant, tmp_path):
+    plant(AT_STEP.replace(" and parts.runtime.rank == 1", "").format(step=14, fault="__import__('time').sleep(600)"))
+    ended = command(*WORDS, "--run", "run", "--processes", 2, "--hang-timeout", 2, "--max-restarts", 0)
+    assert ended.code == 7
+    words = flat(ended.err)
+    assert "All 2 ranks hang: no sign of life for 2 s after step 14." in words
+    assert "which one began it is not known; the stacks of the ranks that still answered are in run/logs." in words
+    assert "Xid" in words
+    for rank in range(2):
+        assert "most recent call first" in (tmp_path / "run" / "logs" / f"rank-{rank}.log").read_text()
+
+
 def test_a_rank_that_always_dies_spends_the_restarts(command, plant, watched):
     plant(AT_STEP.format(step=14, fault="os.kill(os.getpid(), 9)"))
     ended = command(*WORDS, "--run", "run", "--processes", 2, "--max-restarts", 2)
