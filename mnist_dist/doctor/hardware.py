@@ -32,7 +32,7 @@ def usable_gpus() -> int:
     """
     if not torch.cuda.is_available():
         return 0
-    torch.cuda.init()
+    torch.cuda.init()  # type: ignore[no-untyped-call]
     return torch.cuda.device_count()
 
 
