@@ -37,6 +37,7 @@ def trained(config, kind, clip_norm, *, steps, overflowing=(), scaler=None):
     said = []
     with start(device="cpu", precision="fp32", threads=1) as runtime:
         runtime._accelerator.scaler = scaler
+        runtime.restore_scaler(scaler and scaler.state_dict())  # as a resumed run begins
         torch.manual_seed(0)
         model = build_model("small_cnn", classes=10, channels=1, image_size=28, dropout=0.0)
         reduction = kind(runtime, model, global_batch=MICRO_BATCHES * SIZE)
