@@ -98,12 +98,6 @@ def default_generator(device: torch.device) -> torch.Generator:
     return torch.default_generator
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell what CUDA, MPS and the CPU raise when memory runs out."""
-    words = ("out of memory", "can't allocate memory")
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-
-
 def refuse_without_compiler(device: str) -> None:
     """Make sure that `torch.compile` has what it needs on a device.
 

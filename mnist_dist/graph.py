@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mnist_dist.device import is_out_of_memory
+from mnist_dist import memory
 from mnist_dist.errors import ConfigError
 from mnist_dist.keyed import dropout_seed
 from mnist_dist.parts import Parts
@@ -176,7 +176,7 @@ class PreparedSteps:
             with torch.cuda.graph(graph, stream=stream):
                 sums = self._step()
         except RuntimeError as error:
-            if is_out_of_memory(error):
+            if memory.refusal_of(error) is not None:
                 raise
             words = str(error).partition("\n")[0].rstrip(".")
             raise ConfigError(

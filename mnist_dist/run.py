@@ -16,13 +16,13 @@ from rich.console import Console
 from safetensors.torch import save_file
 from torch import nn
 
-from mnist_dist import archive, graph, signals
+from mnist_dist import archive, graph, memory, signals
 from mnist_dist import train as loop
 from mnist_dist.config import Config, Resolved, all_keys, flatten
 from mnist_dist.data import Dataset, Sampler, open_dataset
 from mnist_dist.data.residency import bytes_of, choose_residency
 from mnist_dist.data.transforms import Batches, Gather
-from mnist_dist.device import is_out_of_memory, refuse_without_compiler
+from mnist_dist.device import refuse_without_compiler
 from mnist_dist.errors import DeviceMemoryError, NonFiniteError, StoppedError, typed
 from mnist_dist.folder import RunFolder, claim_run_folder
 from mnist_dist.fused import Stepper
@@ -251,8 +251,8 @@ def _train(parts: Parts, progress: Progress, folder: RunFolder) -> Result:
                 error.args = (f"{error} The checkpoint of step {saved} is whole.",)
             with contextlib.suppress(OSError):  # the disk may be full, and the first error is the one to show
                 archive.write_result(parts, progress, folder, "stopped" if stopped else "failed", error)
-            if is_out_of_memory(error):
-                raise DeviceMemoryError(_out_of_memory(parts)) from error
+            if (refusal := memory.refusal_of(error)) is not None:
+                raise DeviceMemoryError(_out_of_memory(parts, refusal)) from error
             if isinstance(error, StoppedError):
                 message = f"{str(error).rstrip('.')}: saved; go on with {typed('resume', folder.path)}."
                 raise StoppedError(message, error.exit_code - 128) from None
@@ -262,8 +262,10 @@ def _train(parts: Parts, progress: Progress, folder: RunFolder) -> Result:
     return result
 
 
-def _out_of_memory(parts: Parts) -> str:
+def _out_of_memory(parts: Parts, refusal: memory.Refusal) -> str:
     options, runtime = parts.config.train, parts.runtime
+    if refusal != "tensors":
+        return f"{runtime.device}: {memory.WORDS[refusal]}"
     micro_batch, _ = options.split_batch(runtime.ranks)
     what = f"{runtime.device} has not enough memory for micro-batches of {micro_batch} images"
     if micro_batch == 1:

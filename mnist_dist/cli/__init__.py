@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from pathlib import Path
 
-from mnist_dist import signals
+from mnist_dist import memory, signals
 from mnist_dist.cli import streams
 from mnist_dist.errors import STORAGE, ConfigError, DeviceMemoryError, MnistDistError, StoppedError, storage_error
 from mnist_dist.observe.names import message_of
@@ -15,8 +14,6 @@ from mnist_dist.observe.output import make_visible
 from mnist_dist.worker import PLACE, GroupFolder, group_folder_of, worker_of
 
 SIGPIPE = 13
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory")
-"""What torch says when memory runs out."""
 
 
 def main() -> None:
@@ -106,15 +103,9 @@ def _as_ours(error: Exception) -> Exception:
     if isinstance(error, BrokenPipeError):  # the reader of `mnist-dist ... | head` has gone
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
         return StoppedError("Nobody reads the output any longer.", SIGPIPE)
-    if _is_out_of_memory(error):
-        return DeviceMemoryError("Memory ran out: free some, or ask for less (smaller pictures, network or batch).")
+    if (refusal := memory.refusal_of(error)) is not None:
+        return DeviceMemoryError(memory.WORDS[refusal])
     if isinstance(error, OSError):
         known = error.filename is not None or error.errno in STORAGE
         return storage_error(error) if known else error
     return error
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Return whether memory was refused to Python, to the system's calls, or to torch (which may not be imported)."""
-    of_torch = isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
-    return isinstance(error, MemoryError) or of_torch or (isinstance(error, OSError) and error.errno == errno.ENOMEM)

@@ -36,9 +36,14 @@ def doctor(
 ) -> None:
     """Look at versions, devices, limits, communication and data. Exit 2 if something would make a run fail."""
     if output is not None:
-        from mnist_dist.doctor.all_reduce import measure
+        if device == "all":
+            from mnist_dist.doctor.survey import survey
 
-        measure("cuda" if device == "cuda" else "cpu", output)
+            survey(output)
+        else:
+            from mnist_dist.doctor.all_reduce import measure
+
+            measure("cuda" if device == "cuda" else "cpu", output)
         return
     if sys.stderr.isatty():
         say("Looking at this machine; starting processes for it takes some seconds ...", err=True)
@@ -67,32 +72,49 @@ def _without_torch() -> list[Finding]:
 
 
 def _with_torch() -> list[Finding]:
-    """Look at what needs torch, as far as it can be imported."""
+    """Look at what needs torch, in processes that have ended by then; this one holds nothing of a GPU.
+
+    Raises:
+        StoppedError: A signal came meanwhile.
+    """
     from mnist_dist.doctor.finding import Finding, examine, first_line
+    from mnist_dist.doctor.survey import Survey
+    from mnist_dist.machine import temporary_folder
 
     try:
-        import torch
-
-        from mnist_dist.doctor import hardware
-        from mnist_dist.runtime import has_backend
-    except (ImportError, OSError) as error:  # OSError: a library that it loads is missing
-        found = f"torch and accelerate cannot be imported: {type(error).__name__}: {first_line(error)}"
-        advice = "Install what it names anew: see https://pytorch.org/get-started/locally."
-        return [Finding(check="torch", state="problem", found=found, advice=advice)]
-    findings = [
-        Finding(check="torch", state="ok", found=torch.__version__),
-        *examine("CUDA", hardware.cuda),
-        *examine("NCCL and gloo", hardware.backends),
-        *examine("cpu", hardware.processor),
-        *examine("GPUs", hardware.graphics),
-        *examine("train takes", hardware.choice),
-    ]
-    if has_backend("gloo"):
+        with temporary_folder() as folder:
+            file = folder / "survey.json"
+            _run("all", file, ranks=1)
+            survey = Survey.read(file)
+    except StoppedError:
+        raise
+    except MnistDistError as error:
+        advice = "torch or a driver may have crashed or hang: look at the system's log, and at nvidia-smi."
+        return [Finding(check="torch", state="problem", found=first_line(error), advice=advice)]
+    findings = survey.findings
+    if survey.gloo:
         findings += examine("all-reduce", lambda: _all_reduce("gloo", "cpu", ranks=2))
-    if has_backend("nccl") and torch.cuda.device_count() > 1:
-        ranks = torch.cuda.device_count()
-        findings += examine("all-reduce", lambda: _all_reduce("NCCL", "cuda", ranks=ranks))
+    if survey.nccl and survey.gpus > 1:
+        findings += examine("all-reduce", lambda: _all_reduce("NCCL", "cuda", ranks=survey.gpus))
     return findings
+
+
+def _run(device: Literal["all", "cpu", "cuda"], output: Path, *, ranks: int) -> None:
+    """Run this command's hidden work on a device, in processes of its own.
+
+    Raises:
+        MnistDistError: A process has failed, died or hung.
+        StoppedError: A signal came meanwhile.
+    """
+    from mnist_dist.cli.processes import own_group
+    from mnist_dist.launch.local import run_local
+    from mnist_dist.signals import name_of
+
+    group = own_group(ranks=ranks, threads=1, extra=("--output", str(output), "--device", device))
+    code = run_local(replace(group, start_seconds=START_SECONDS))
+    if code:
+        number = code - 128
+        raise StoppedError(f"Stopped by {name_of(number)} before all was looked at.", number)
 
 
 def _around(data: Path | None) -> list[Finding]:
@@ -113,20 +135,17 @@ def _all_reduce(library: str, device: Literal["cpu", "cuda"], *, ranks: int) -> 
     Raises:
         StoppedError: A signal came meanwhile.
     """
-    from mnist_dist.cli.processes import own_group
-    from mnist_dist.doctor.all_reduce import Measured
-    from mnist_dist.doctor.finding import Finding, first_line
-    from mnist_dist.launch.local import run_local
+    from mnist_dist.doctor.finding import Finding, Measured, first_line
     from mnist_dist.machine import temporary_folder
-    from mnist_dist.signals import name_of
 
     began = time.monotonic()
     try:
         with temporary_folder() as folder:
             file = folder / "measured.json"
-            group = own_group(ranks=ranks, threads=1, extra=("--output", str(file), "--device", device))
-            code = run_local(replace(group, start_seconds=START_SECONDS))
-            measured = None if code else Measured.read(file)
+            _run(device, file, ranks=ranks)
+            measured = Measured.read(file)
+    except StoppedError:
+        raise
     except StorageError as error:
         return Finding(check="all-reduce", state="problem", found=str(error), advice="`train` needs such a folder too.")
     except MnistDistError as error:
@@ -137,9 +156,6 @@ def _all_reduce(library: str, device: Literal["cpu", "cuda"], *, ranks: int) -> 
             "NCCL": "The GPUs cannot talk to each other: `NCCL_DEBUG=INFO mnist-dist doctor` says more.",
         }[library]
         return Finding(check="all-reduce", state="problem", found=f"{library}: {first_line(error)}", advice=advice)
-    if measured is None:
-        number = code - 128
-        raise StoppedError(f"Stopped by {name_of(number)} before all was looked at.", number)
     seconds = time.monotonic() - began
     times = f"1 MiB in {1000 * measured.seconds:.2f} ms; {seconds:.1f} s with their start"
     found = f"{library}: {measured.ranks} processes, {times}"

@@ -7,14 +7,14 @@ import os
 import re
 import statistics
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from mnist_dist import heartbeat
-from mnist_dist.doctor.finding import first_line
+from mnist_dist import heartbeat, memory
+from mnist_dist.doctor.finding import Measured, first_line
 from mnist_dist.errors import ConfigError, WorkerError
 from mnist_dist.runtime import start
 
@@ -22,20 +22,6 @@ FLOATS = 2**18
 """1 MiB, as much as the gradients of a network with 262,144 weights."""
 REPEATS = 21
 """The first few are slower: connections are made then."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """What rank 0 measured."""
-
-    ranks: int
-    seconds: float
-    """The median time of one all-reduce."""
-
-    @classmethod
-    def read(cls, file: Path) -> Measured:
-        """Read what `measure` has written."""
-        return cls(**json.loads(file.read_text(encoding="utf-8")))
 
 
 def measure(device: Literal["cpu", "cuda"], output: Path) -> None:
@@ -47,6 +33,7 @@ def measure(device: Literal["cpu", "cuda"], output: Path) -> None:
 
     Raises:
         ConfigError: The library refuses to work here; the message has its words.
+        RuntimeError: It got no memory.
         WorkerError: The sum is wrong, or another rank is gone.
     """
     for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
@@ -54,6 +41,8 @@ def measure(device: Literal["cpu", "cuda"], output: Path) -> None:
     try:
         _measure(device, output)
     except RuntimeError as error:  # of gloo or NCCL, behind the place in its source
+        if memory.refusal_of(error) is not None:
+            raise
         words = re.sub(r"^\[[^]]*\] ", "", first_line(error))
         raise ConfigError(f"Rank {os.environ['RANK']}: {words}") from error
 

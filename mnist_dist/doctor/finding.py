@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 State = Literal["ok", "warning", "problem"]
@@ -22,6 +24,20 @@ class Finding:
     found: str
     advice: str = ""
     """One line; empty only where the state is `ok`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What rank 0 of an all-reduce measured."""
+
+    ranks: int
+    seconds: float
+    """The median time of one all-reduce."""
+
+    @classmethod
+    def read(cls, file: Path) -> Measured:
+        """Read what `all_reduce.measure` has written."""
+        return cls(**json.loads(file.read_text(encoding="utf-8")))
 
 
 def examine(check: str, look: Callable[[], Finding | list[Finding]]) -> list[Finding]:

@@ -21,6 +21,21 @@ LEAST_FREE = 0.5
 """A GPU with less of its memory free than this is in somebody else's use."""
 
 
+def usable_gpus() -> int:
+    """Count the GPUs that CUDA shows to this process, and start CUDA.
+
+    Before CUDA has started, torch counts with NVML, which lists a GPU that is divided (MIG) and each other one; CUDA
+    shows a process one part of it, and nothing else.
+
+    Raises:
+        RuntimeError: There are GPUs, and CUDA cannot start.
+    """
+    if not torch.cuda.is_available():
+        return 0
+    torch.cuda.init()  # type: ignore[no-untyped-call]
+    return torch.cuda.device_count()
+
+
 def cuda() -> Finding:
     """Compare the GPUs that the driver shows with those that torch can use."""
     built = torch.version.cuda or torch.version.hip
@@ -33,7 +48,7 @@ def cuda() -> Finding:
         return Finding(check="CUDA", state="warning", found=f"{found}, with {_gpus(shown)} here", advice=advice)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        usable = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        usable = usable_gpus()
     if usable >= shown:
         return Finding(check="CUDA", state="ok", found=f"{built}, {_gpus(usable)}")
     reason = f" ({first_line(caught[0].message)})" if caught and isinstance(caught[0].message, Exception) else ""
@@ -47,7 +62,7 @@ def cuda() -> Finding:
 
 def backends() -> list[Finding]:
     """Tell whether this build of torch has what processes talk through."""
-    nccl, gloo, gpus = has_backend("nccl"), has_backend("gloo"), torch.cuda.device_count()
+    nccl, gloo, gpus = has_backend("nccl"), has_backend("gloo"), usable_gpus()
     version = ".".join(map(str, _nccl_version())) if nccl else "not in this build of torch"
     advice = "Another build of torch is needed: see https://pytorch.org/get-started/locally."
     return [
@@ -77,7 +92,7 @@ def processor() -> Finding:
 
 def graphics() -> list[Finding]:
     """Describe each GPU, after a product of two small matrices on it."""
-    findings = [_cuda_device(index) for index in range(torch.cuda.device_count())]
+    findings = [_cuda_device(index) for index in range(usable_gpus())]
     if torch.backends.mps.is_available():
         bf16 = "bf16" if torch.backends.mps.is_macos_or_newer(14, 0) else "no bf16 before macOS 14"
         size = gibibytes(torch.mps.recommended_max_memory())

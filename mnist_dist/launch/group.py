@@ -209,13 +209,24 @@ def _end(children: list[Rank]) -> None:
 
 
 def _hung(culprits: list[int], group: Group, pulses: list[Pulse], *, stopping: bool) -> Failure:
-    """Describe a hang; with several culprits it is not clear who began it."""
+    """Describe a hang. Where all ranks have come equally far, nothing tells which one began it.
+
+    A GPU that stops shows itself so: each process runs ahead of its device until it must wait for it, all at one place.
+    """
     step = min(pulse.step for pulse in pulses)
     seconds = group.start_seconds if step < 0 else group.hang_seconds
     when = f"after step {step}" if step >= 0 else "before its first step"
     where = f"; the stacks of the ranks that still answered are in {shown(group.log(0).parent)}" if group.log else ""
-    who = f"Rank {culprits[0]} of {group.ranks}" if len(culprits) == 1 else f"The group of {group.ranks}"
-    message = f"{who} hangs: no sign of life for {seconds:g} s {when}{where}."
+    silence = f"no sign of life for {seconds:g} s {when}"
+    if len(culprits) == 1:
+        message = f"Rank {culprits[0]} of {group.ranks} hangs: {silence}{where}."
+    elif len(culprits) < group.ranks:
+        message = f"Ranks {', '.join(map(str, culprits))} of {group.ranks} hang: {silence}{where}."
+    else:
+        message = (
+            f"All {group.ranks} ranks hang: {silence}. They have come equally far, so which one began it is not "
+            f"known{where}. If they use GPUs, one of these may have stopped: `dmesg | grep Xid` names it."
+        )
     return Failure(code=KILLED, step=step, message=message, stopping=stopping)
 
 

@@ -197,7 +197,7 @@ def _facts(plan: Plan, *, more: str) -> list[tuple[str, str]]:
         resumed += "; exact: the same bits on any number of processes"
     return [
         ("device", f"{plan.device} ({plan.device_reason}); {ranks}, {threads} each" + why),
-        ("precision", f"{plan.precision} ({plan.precision_reason})"),
+        ("precision", f"{plan.precision} ({plan.precision_reason})" + ("; TF32 off" if plan.device == "cuda" else "")),
         ("global batch", f"{plan.batch_arithmetic}  (micro-batch x accumulation x processes)"),
         ("length", f"{plan.total_steps:,} steps, {plan.epochs:g} epochs" + resumed),
         ("model", f"{plan.model}, {plan.parameters:,} weights"),

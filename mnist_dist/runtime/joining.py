@@ -18,12 +18,13 @@ import torch.distributed.nn  # its functions' defaults would keep the group that
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
-from mnist_dist import errors, foreign, signals
+from mnist_dist import errors, foreign, memory, signals
 from mnist_dist.config.schema import Device, Precision
 from mnist_dist.device import choose_device, choose_precision
 from mnist_dist.errors import ConfigError
 from mnist_dist.machine import route_to
 from mnist_dist.runtime.ranks import Runtime
+from mnist_dist.runtime.tf32 import without_tf32
 from mnist_dist.worker import PLACE, Worker, group_folder_of, timeout_of, worker_of
 
 _distributed: Any = torch.distributed
@@ -57,7 +58,7 @@ def start(
         device: `auto` takes CUDA, else MPS, else the CPU.
         precision: `auto` takes what suits the device.
         threads: CPU threads of this process; None leaves what the environment set.
-        deterministic: Let CUDA use only kernels that give the same bits every time, without TF32.
+        deterministic: Let CUDA use only kernels that give the same bits every time.
 
     Raises:
         ConfigError: The device or the precision is not to be had here, a variable that Accelerate lets override
@@ -73,6 +74,7 @@ def start(
         raise ConfigError(f"MPS serves one process, not {ranks}: use --processes 1 or --device cpu.")
     former_threads = torch.get_num_threads()
     with contextlib.ExitStack() as stack:
+        stack.enter_context(without_tf32())
         if deterministic and device_choice.value == "cuda":
             stack.enter_context(_deterministic_cuda())
         if ranks > 1:
@@ -108,8 +110,8 @@ def start(
 def _deterministic_cuda() -> Iterator[None]:
     """Give up speed on CUDA for the same bits every time."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-    former = (torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
-    torch.backends.cudnn.benchmark = torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    former = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
     deterministic: Any = torch.utils.deterministic
     fills = deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
@@ -119,8 +121,7 @@ def _deterministic_cuda() -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(False)
         deterministic.fill_uninitialized_memory = fills
-        torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = former[:2]
-        torch.backends.cuda.matmul.allow_tf32 = former[2]
+        torch.backends.cudnn.benchmark = former
 
 
 @contextlib.contextmanager
@@ -188,4 +189,5 @@ def _join_group(device: str, worker: Worker) -> None:
 
 def _is_lost_peer(error: RuntimeError) -> bool:
     """Tell a collective that failed because another rank is gone."""
-    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+    of_a_collective = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+    return of_a_collective and memory.refusal_of(error) is None

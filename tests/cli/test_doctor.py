@@ -98,3 +98,17 @@ def test_a_torch_that_cannot_be_imported_is_one_problem_among_findings(command, 
     assert "libcudart.so.13" in records["torch"]["found"]
     assert {"Python", "host name", "data", "environment"} <= records.keys()
     assert "all-reduce" not in records
+
+
+CRASH = "import os, sys\nif '--device' in sys.argv and 'all' in sys.argv:\n    os.kill(os.getpid(), 11)\n"
+
+
+def test_a_driver_that_crashes_torch_is_one_problem_among_findings(command, tmp_path):
+    (tmp_path / "planted").mkdir()
+    (tmp_path / "planted" / "sitecustomize.py").write_text(CRASH)
+    ended = command("doctor", "--json", PYTHONPATH=str(tmp_path / "planted"))
+    assert ended.code == 2, ended.err
+    records = {record["check"]: record for record in ended.json()}
+    assert "SIGSEGV" in records["torch"]["found"]
+    assert "nvidia-smi" in records["torch"]["advice"]
+    assert {"Python", "host name", "data", "environment"} <= records.keys()

@@ -42,6 +42,7 @@ COMMANDS = ["train", "evaluate", "predict", "show", "monitor", "bench", "doctor"
         ("bench --data nowhere", 3),
         ("launch local -n 2 --dry-run -- train", 0),
         ("launch local -n 2 -- true", 0),
+        ("doctor", 0),  # what torch holds of a GPU ends with the processes that have looked at it
         ("launch torchrun --dry-run -- train --run r", 0),
         ("launch accelerate --dry-run -- train --run r", 0),
         ("launch slurm --dry-run -- train --run r", 0),

@@ -51,6 +51,16 @@ def scoring(*, sizes: list[int], batch: int) -> list[dict]:
     return records
 
 
+def tf32_settings() -> list:
+    """Tell where TF32 is on, on ranks of which one came with other settings."""
+    backends = torch.backends
+    if os.environ["RANK"] == "1":
+        backends.fp32_precision = "tf32"
+    with start(device="cpu", precision="fp32", threads=1):
+        places = (backends.cudnn, backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul)
+        return [place.fp32_precision for place in places] + [backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32]
+
+
 def mistaken_rank() -> str:
     """Evaluate with a rank that mistakes itself for another: some images twice, some never."""
     split = split_of(1000)

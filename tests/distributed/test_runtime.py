@@ -7,6 +7,11 @@ def test_rank_0s_records_reach_every_rank(on_ranks):
     assert on_ranks(3, "broadcasting") == [[None, 1.5, "é", {"a": [1, 2]}, ""]] * 3
 
 
+def test_tf32_is_off_on_every_rank_whatever_it_came_with(on_ranks, monkeypatch):
+    monkeypatch.setenv("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "1")  # as NVIDIA's containers do
+    assert on_ranks(2, "tf32_settings") == [["ieee"] * 4 + [False] * 2] * 2
+
+
 def test_a_failure_of_rank_0_is_every_ranks_failure(on_ranks):
     first, *others = on_ranks(3, "failing_on_the_first")
     assert first["full"] == ["StorageError", "/somewhere: No space left on device: make room."]

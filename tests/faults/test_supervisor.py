@@ -82,6 +82,18 @@ def test_a_rank_that_hangs_is_found_out_and_the_group_started_again(started, wat
     assert run.bits() == whole
 
 
+def test_ranks_that_hang_at_one_place_are_told_as_that_and_nobody_is_blamed(command, plant, tmp_path):
+    plant(AT_STEP.replace(" and parts.runtime.rank == 1", "").format(step=14, fault="__import__('time').sleep(600)"))
+    ended = command(*WORDS, "--run", "run", "--processes", 2, "--hang-timeout", 2, "--max-restarts", 0)
+    assert ended.code == 7
+    words = flat(ended.err)
+    assert "All 2 ranks hang: no sign of life for 2 s after step 14." in words
+    assert "which one began it is not known; the stacks of the ranks that still answered are in run/logs." in words
+    assert "Xid" in words
+    for rank in range(2):
+        assert "most recent call first" in (tmp_path / "run" / "logs" / f"rank-{rank}.log").read_text()
+
+
 def test_a_rank_that_always_dies_spends_the_restarts(command, plant, watched):
     plant(AT_STEP.format(step=14, fault="os.kill(os.getpid(), 9)"))
     ended = command(*WORDS, "--run", "run", "--processes", 2, "--max-restarts", 2)
@@ -114,6 +126,35 @@ def test_an_import_that_fails_on_one_rank_is_shown_as_its_own(command, plant, tm
     assert "Rank 1 failed, which is a bug: ModuleNotFoundError" in flat(ended.err)
     assert ended.err.count("error:") == 1
     assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+NCCL_WORDS = (
+    "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:77, unhandled cuda error (run with "
+    "NCCL_DEBUG=INFO for details), NCCL version 2.26.2\nncclUnhandledCudaError: Call to CUDA function failed.\n"
+    "Last error:\nCuda failure 2 'out of memory'"
+)
+"""From pytorch/pytorch #152302."""
+IN_PREPARATION = """
+from mnist_dist.runtime import Runtime
+whole = Runtime.prepare
+def planted(self, *given, **named):
+    if self.rank == 1: {fault}
+    return whole(self, *given, **named)
+Runtime.prepare = planted
+"""
+
+
+@pytest.mark.parametrize(
+    "place", [AT_STEP.replace("{step}", "4"), IN_PREPARATION], ids=["in a step", "as DDP is built"]
+)
+def test_a_rank_without_memory_for_nccl_says_so_and_is_not_started_again(command, plant, place):
+    fault = f"import torch.distributed as d; raise d.DistBackendError({NCCL_WORDS!r})"
+    plant(place.replace("{fault}", fault))
+    ended = command(*WORDS, "--run", "run", "--processes", 2, "--set", "train.reduction=ddp")
+    assert ended.code == 8, ended.err
+    assert "NCCL found no memory on the GPU for its own buffers" in flat(ended.err)
+    assert "micro_batch" not in ended.err
+    assert "warning" not in ended.err
 
 
 def test_a_long_way_to_the_first_step_is_no_hanging(command, plant):

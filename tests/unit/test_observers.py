@@ -33,6 +33,15 @@ RESULT = Result(
 NOBODY = Evaluation(split="test", labels=np.zeros(1, int), predicted=np.zeros(1, int), losses=np.zeros(1, np.float32))
 
 
+@pytest.mark.parametrize(("device", "shown"), [("cuda", "; TF32 off"), ("cpu", "")])
+def test_the_plan_says_on_a_gpu_that_tf32_is_off(device, shown):
+    console = Console(file=io.StringIO(), width=120)
+    observer = TrainingConsole(console)
+    observer.plan(replace(PLAN, device=device, precision_reason="as asked"))
+    (line,) = (line for line in console.file.getvalue().splitlines() if "precision" in line)
+    assert line.rstrip(" │").endswith(f"fp32 (as asked){shown}")
+
+
 def watch(console):
     observer = TrainingConsole(console)
     observer.plan(PLAN)

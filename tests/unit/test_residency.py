@@ -86,6 +86,6 @@ def test_the_message_for_lack_of_memory_claims_only_what_holds(settings, claim):
     given = {"train.global_batch": 32} | settings
     config = load("quick", tuple(Setting(key=key, value=value, origin="--set") for key, value in given.items())).config
     parts = SimpleNamespace(config=config, runtime=SimpleNamespace(device="cuda:1", ranks=2))
-    message = _out_of_memory(parts)
+    message = _out_of_memory(parts, "tensors")
     assert message.startswith("cuda:1 has not enough memory for micro-batches of ")
     assert message.endswith(claim)
