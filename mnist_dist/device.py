@@ -111,7 +111,7 @@ def _refuse_unusable_gpus() -> None:
     if not gpus:
         return
     try:
-        torch.cuda.init()
+        torch.cuda.init()  # type: ignore[no-untyped-call]
         words = "it gives no reason"
     except (RuntimeError, AssertionError) as error:
         words = str(error).partition("\n")[0].partition(". ")[0]

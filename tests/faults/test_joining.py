@@ -1,5 +1,6 @@
 """Ranks that meet: more than once, in temporary folders of any name, and never deaf while they wait."""
 
+import json
 import os
 import shutil
 import signal
@@ -163,7 +164,7 @@ import os, sys, time
 import torch.distributed
 from mnist_dist import cli
 from mnist_dist.data.transforms import Batches
-torch.distributed.destroy_process_group = lambda *_: time.sleep(600)
+torch.distributed.destroy_process_group = lambda *_: time.sleep(90)
 take, taken = Batches.take, 0
 def failing(self, *images):
     global taken
@@ -200,6 +201,36 @@ def test_a_program_can_train_again_after_a_run_that_failed(tmp_path, watched):
     ended = run([*PROGRAM, "launch", "local", "-n", "2", "--", sys.executable, "again.py"], tmp_path)
     assert ended.returncode == 0, ended.stderr
     assert watched("run").result["status"] == "finished"
+
+
+INTERFACES = """
+import json, os, sys
+from mnist_dist.runtime import start
+with start(device="cpu", precision="fp32", threads=1) as runtime:
+    if runtime.rank == 0:
+        print(json.dumps([os.environ.get(f"{name}_SOCKET_IFNAME") for name in ("GLOO", "NCCL")]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux names the interface of a route")
+@pytest.mark.parametrize(
+    ("local_ranks", "given", "seen"),
+    [(1, {}, ["lo", "=lo"]), (2, {}, ["lo", None]), (1, {"NCCL_SOCKET_IFNAME": "ib0"}, ["lo", "ib0"])],
+    ids=["two machines", "one machine", "set by the user"],
+)
+def test_gloo_and_nccl_take_the_interface_that_leads_to_rank_0(tmp_path, free_port, local_ranks, given, seen):
+    """The ranks of both machines run here."""
+    (tmp_path / "meet.py").write_text(INTERFACES)
+    place = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": str(local_ranks), "MASTER_ADDR": "127.0.0.1",
+             "MASTER_PORT": str(free_port), **given}  # fmt: skip
+    ranks = [
+        subprocess.Popen([sys.executable, "meet.py"], cwd=tmp_path, stdout=subprocess.PIPE, text=True,
+                         env=os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank % local_ranks)})
+        for rank in range(2)
+    ]  # fmt: skip
+    outputs = [rank.communicate(timeout=60)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0]
+    assert json.loads(outputs[0]) == seen
 
 
 @pytest.mark.skipif(not shutil.which("unshare") or os.geteuid() != 0, reason="needs unshare and root")
