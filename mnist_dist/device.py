@@ -11,6 +11,7 @@ import torch
 
 from mnist_dist.config.schema import Device, Precision
 from mnist_dist.errors import ConfigError
+from mnist_dist.machine import driver_version, visible_gpus
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 
@@ -23,17 +24,19 @@ class Choice:
     reason: str
 
 
-def choose_device(wanted: Device, local_ranks: int = 1) -> Choice:
+def choose_device(wanted: Device, local_rank: int = 0) -> Choice:
     """Decide on the kind of device.
 
     Args:
         wanted: What the user asks for.
-        local_ranks: Processes on this machine, each of which needs a GPU of its own.
+        local_rank: This process's number on its machine.
 
     Raises:
-        ConfigError: A GPU was asked for by name and there is none, or fewer than this machine's processes.
+        ConfigError: A GPU was asked for by name and there is none, or there are GPUs that torch cannot use.
     """
     has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if wanted == "cuda" and not has_cuda:
+        _refuse_unusable_gpus()
     if wanted == "cuda" and not has_cuda:
         raise ConfigError("--device cuda: no CUDA GPU is visible here. Use --device auto or cpu, or see nvidia-smi.")
     if wanted == "mps" and not has_mps:
@@ -45,18 +48,32 @@ def choose_device(wanted: Device, local_ranks: int = 1) -> Choice:
             raise ConfigError(f"--device is {wanted}, but ACCELERATE_USE_CPU is set: give only one of them.")
         return Choice(value="cpu", reason="from ACCELERATE_USE_CPU")
     if wanted == "cuda" or (wanted == "auto" and has_cuda):
-        _refuse_sharing(torch.cuda.device_count(), local_ranks)
-        return Choice(value="cuda", reason=torch.cuda.get_device_name())
+        return Choice(value="cuda", reason=torch.cuda.get_device_name(gpu_of(local_rank)))
     if wanted == "mps" or has_mps:
         return Choice(value="mps", reason="Apple GPU")
+    _refuse_unusable_gpus()
     return Choice(value="cpu", reason="no GPU found")
 
 
-def choose_precision(wanted: Precision, device: str) -> Choice:
+def gpu_of(local_rank: int) -> int:
+    """Return the index of a process's GPU, which Accelerate takes too: its number, among the GPUs that it sees.
+
+    Where each process is shown only its own GPU (Slurm's `--gpus-per-task`), that is 0 on all of them.
+    """
+    return local_rank % torch.cuda.device_count()
+
+
+def choose_precision(wanted: Precision, device: str, *, native_bf16: bool | None = None) -> Choice:
     """Decide on the arithmetic: under `auto` a pure function of the hardware.
 
+    Args:
+        wanted: What the user asks for.
+        device: The kind of device.
+        native_bf16: Whether the GPUs of all ranks compute bf16 natively. `None`: ask the current GPU.
+
     Raises:
-        ConfigError: fp16 without CUDA, or a contradiction with ACCELERATE_MIXED_PRECISION.
+        ConfigError: fp16 without CUDA, bf16 on a GPU that has no form of it, or a contradiction with
+            ACCELERATE_MIXED_PRECISION.
     """
     reason = "as asked"
     ours: dict[str, Dtype] = {"fp16": "fp16", "bf16": "bf16", "no": "fp32", "": "fp32"}
@@ -71,22 +88,40 @@ def choose_precision(wanted: Precision, device: str) -> Choice:
         wanted, reason = ours[variable], "from ACCELERATE_MIXED_PRECISION"
     if wanted == "fp16" and device != "cuda":
         raise ConfigError(f"fp16 needs a CUDA GPU, and this run is on {device}: use --precision bf16, fp32 or auto.")
+    if wanted == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported():
+        raise ConfigError("bf16 needs a GPU that has it, and this one has not: use --precision fp16, fp32 or auto.")
     if wanted != "auto":
         return Choice(value=wanted, reason=reason)
     if device != "cuda":
         return Choice(value="fp32", reason=f"the safe choice on {device}")
-    if torch.cuda.is_bf16_supported(including_emulation=False):
-        return Choice(value="bf16", reason="this GPU computes it natively")
-    return Choice(value="fp16", reason="this GPU has no native bf16")
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
+        return Choice(value="fp16", reason="this GPU has no native bf16")
+    if native_bf16 is False:
+        return Choice(value="fp16", reason="another rank's GPU has no native bf16")
+    return Choice(value="bf16", reason="this GPU computes it natively")
 
 
-def _refuse_sharing(devices: int, local_ranks: int) -> None:
-    """Accelerate would let two ranks share a GPU silently."""
-    if local_ranks > devices:
-        raise ConfigError(
-            f"{local_ranks} processes on this machine cannot have a GPU each: {devices} visible. "
-            f"Use --processes {devices}, or --device cpu."
-        )
+def _refuse_unusable_gpus() -> None:
+    """Make sure that there is no GPU that torch was built for and cannot use: it would train on the CPU unasked.
+
+    Raises:
+        ConfigError: There is one; the usual cause is a driver older than this build of torch needs.
+    """
+    gpus = visible_gpus() if torch.version.cuda else 0
+    if not gpus:
+        return
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+        words = "it gives no reason"
+    except (RuntimeError, AssertionError) as error:
+        words = str(error).partition("\n")[0].partition(". ")[0]
+    listed, them = ("1 GPU", "it") if gpus == 1 else (f"{gpus} GPUs", "them")
+    raise ConfigError(
+        f"nvidia-smi lists {listed} with driver {driver_version()}, and torch {torch.__version__}, built for CUDA "
+        f"{torch.version.cuda}, cannot use {them}: {words}. "
+        f"Update the driver, install a build of torch for this driver (https://pytorch.org/get-started/locally), or "
+        f"use --device cpu."
+    )
 
 
 def default_generator(device: torch.device) -> torch.Generator:

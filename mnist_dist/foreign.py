@@ -29,8 +29,9 @@ TAKEN = ("ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_CPU")
 """What this program reads itself."""
 
 SHOWN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS",
-         "NCCL_P2P_DISABLE", "NCCL_IB_DISABLE", "PYTORCH_ENABLE_MPS_FALLBACK")  # fmt: skip
-"""What Accelerate may read: the place that this program has checked, and what others than Accelerate obey too."""
+         "NCCL_P2P_DISABLE", "NCCL_IB_DISABLE", "PYTORCH_ENABLE_MPS_FALLBACK", "USE_TORCH_XLA")  # fmt: skip
+"""What Accelerate may read: the place that this program has checked, what others than Accelerate obey too, and what it
+has read before anything could be hidden from it (USE_TORCH_XLA, which matters where torch_xla is installed)."""
 
 HIDDEN = ("ACCELERATE_*", "FSDP_*", "MEGATRON_LM_*", "PARALLELISM_CONFIG_*", "PMI_*", "OMPI_COMM_WORLD_*",
           "MV2_COMM_WORLD_*", "MPI_LOCALNRANKS", "MPI_LOCALRANKID", "FORK_LAUNCHED", "XLA_*", "DEEPSPEED_USE_HPU",

@@ -33,18 +33,21 @@ CGROUPS = Path("/sys/fs/cgroup")
 def visible_gpus() -> int:
     """Count the NVIDIA GPUs that a process started here would see: of those that nvidia-smi lists.
 
-    CUDA_VISIBLE_DEVICES narrows them down as CUDA reads it: up to the first entry that names none, and to none at all
-    where an entry is there twice. Of a GPU that is divided (MIG), a process sees one part, and then no other GPU.
+    CUDA_VISIBLE_DEVICES narrows them down as torch reads it: up to the first entry that names none, or is a number
+    among UUIDs or the reverse, and to none at all where an entry is there twice. Of a GPU that is divided (MIG), a
+    process sees one part, and then no other GPU.
     """
     gpus = _listed_gpus()
     names = os.environ.get("CUDA_VISIBLE_DEVICES")
     if names is None:
         return _count(range(len(gpus)), gpus)
-    entries = [entry.strip() for entry in names.split(",")]
+    entries = names.split(",")
     if entries[0].startswith("MIG-"):
         return int(any(part.startswith(entries[0]) for _, parts in gpus for part in parts))
     found: list[int] = []
     for entry in entries:
+        if entry.startswith("GPU-") != entries[0].startswith("GPU-"):
+            break
         index = _index_of(entry, [name for name, _ in gpus])
         if index is None:
             break
@@ -54,15 +57,8 @@ def visible_gpus() -> int:
 
 def _listed_gpus() -> list[tuple[str, list[str]]]:
     """Ask nvidia-smi for the name of each GPU (GPU-...), and of the parts that it is divided into (MIG-...)."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return []
     gpus: list[tuple[str, list[str]]] = []
-    try:
-        listing = subprocess.run([program, "-L"], capture_output=True, timeout=NVIDIA_SECONDS, check=False).stdout
-    except (OSError, subprocess.TimeoutExpired):  # a driver that is gone
-        return []
-    for line in listing.decode(errors="replace").splitlines():
+    for line in _nvidia_smi("-L"):
         name = line.rpartition("(UUID: ")[2].rstrip(") ")
         if line.startswith("GPU "):
             gpus.append((name, []))
@@ -71,12 +67,29 @@ def _listed_gpus() -> list[tuple[str, list[str]]]:
     return gpus
 
 
+def driver_version() -> str:
+    """Return the version of the NVIDIA driver, "unknown" where nvidia-smi does not say."""
+    return next(iter(_nvidia_smi("--query-gpu=driver_version", "--format=csv,noheader")), "unknown")
+
+
+def _nvidia_smi(*words: str) -> list[str]:
+    """Return the lines that nvidia-smi prints; none where it is absent, or its driver does not answer."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    try:
+        ended = subprocess.run([program, *words], capture_output=True, timeout=NVIDIA_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return ended.stdout.decode(errors="replace").splitlines()
+
+
 def _index_of(entry: str, names: list[str]) -> int | None:
     """Find the GPU that an entry of CUDA_VISIBLE_DEVICES names, by its number or the beginning of its name."""
     if entry.startswith("GPU-"):
         matching = [index for index, name in enumerate(names) if name.startswith(entry)]
         return matching[0] if len(matching) == 1 else None
-    number = re.match(r"\+?([0-9]+)", entry)  # as C's strtoul: `0gpu` is 0
+    number = re.match(r"\+?([0-9]+)", entry.strip())  # as C's strtoul: `0gpu` is 0
     return int(number[1]) if number and int(number[1]) < len(names) else None
 
 

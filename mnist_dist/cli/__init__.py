@@ -21,11 +21,18 @@ def main() -> None:
     streams.prepare()
     signals.install()
     make_visible()
-    code = _run()
+    is_rank = os.environ.keys() >= set(PLACE)
+    try:
+        code = _run()
+    except Exception as bug:
+        if not is_rank:
+            raise
+        sys.excepthook(type(bug), bug, bug.__traceback__)
+        code = 1
     sys.stdout.flush()
     sys.stderr.flush()
-    if os.environ.keys() >= set(PLACE):
-        os._exit(code)  # gloo's threads sometimes abort a process that ends in the usual way
+    if is_rank:
+        os._exit(code)  # in the usual way gloo's threads sometimes abort it, and NCCL's kernels can hold it up
     sys.exit(code)
 
 

@@ -32,7 +32,7 @@ RESULT={result}
 PYTHON=({python})
 
 # The ranks meet on the first machine of the allocation, at the address under which Slurm knows it.
-HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)  # reads all: no SIGPIPE
 MASTER_ADDR=$(scontrol -o show node "$HEAD" | sed 's/.* NodeAddr=\([^ ]*\).*/\1/')
 export MASTER_ADDR MASTER_PORT=$((20000 + (SLURM_JOB_ID + ${{SLURM_RESTART_COUNT:-0}}) % 20000))
 # A group of another size than this is refused: no silent run of one process.
@@ -42,7 +42,7 @@ export OMP_NUM_THREADS=${{SLURM_CPUS_PER_TASK:-1}}
 
 # A rank is told its place by the variables that torchrun would set. A rank that dies ends the others.
 srun --ntasks="$MNIST_DIST_WORLD_SIZE" --ntasks-per-node="$SLURM_NTASKS_PER_NODE" --cpus-per-task="$OMP_NUM_THREADS" \
-  --kill-on-bad-exit=1 --wait=60 bash -c '
+  {bind}--kill-on-bad-exit=1 --wait=60 bash -c '
     export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID
     export WORLD_SIZE=$SLURM_NTASKS LOCAL_WORLD_SIZE=$SLURM_NTASKS_PER_NODE
     exec "$@"' rank "${{PYTHON[@]}}" "${{TRAIN[@]}}" &
@@ -120,13 +120,15 @@ def render(job: SlurmJob, *, how: str = "sbatch SCRIPT") -> str:
         "signal": f"B:USR2@{job.warning_seconds}",
         "output": "slurm-%j.out",
     }
-    cpu = "export ACCELERATE_USE_CPU=true" if not job.gpus_per_node else "# A GPU each: local rank i takes GPU i."
+    # Without binding, whatever the site's default is: NCCL's direct links need the other ranks' GPUs in sight.
+    has_gpus = job.gpus_per_node > 0
     return SCRIPT.format(
         how=how,
         directives="\n".join(f"#SBATCH --{name}={value}" for name, value in directives.items() if value is not None),
         train=join(job.command),
         python=join(job.python),
-        cpu=cpu,
+        cpu="# A GPU each: local rank i takes GPU i." if has_gpus else "export ACCELERATE_USE_CPU=true",
+        bind="--gpu-bind=none " if has_gpus else "",
         result=quote(f"{job.run}/result.json"),
     )
 

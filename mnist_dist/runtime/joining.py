@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, Literal
 
+import accelerate.state
 import torch
 import torch.distributed
 import torch.distributed.nn  # its functions' defaults would keep the group that exists as DDP first imports it
@@ -20,10 +21,11 @@ from accelerate.utils import DistributedDataParallelKwargs
 
 from mnist_dist import errors, foreign, memory, signals
 from mnist_dist.config.schema import Device, Precision
-from mnist_dist.device import choose_device, choose_precision
+from mnist_dist.device import choose_device, choose_precision, gpu_of
 from mnist_dist.errors import ConfigError
 from mnist_dist.machine import route_to
-from mnist_dist.runtime.ranks import Runtime
+from mnist_dist.runtime import cards
+from mnist_dist.runtime.ranks import Runtime, replaced
 from mnist_dist.runtime.tf32 import without_tf32
 from mnist_dist.worker import PLACE, Worker, group_folder_of, timeout_of, worker_of
 
@@ -33,6 +35,8 @@ _store: Any = None
 """Where this process meets the others: one for its whole life, as an address serves a store once."""
 _joins = itertools.count()
 """Numbers the groups that this process joins one after the other."""
+_joined: Any = None
+"""The group in which this process is. It stays in one whose run has failed."""
 _left: list[Any] = []
 """The groups that this process has left."""
 
@@ -62,17 +66,20 @@ def start(
 
     Raises:
         ConfigError: The device or the precision is not to be had here, a variable that Accelerate lets override
-            our settings contradicts them, or the ranks have no address where they can meet.
+            our settings contradicts them, the ranks have no address where they can meet, or two share a GPU.
         WorkerError: The other ranks did not come in time.
     """
     worker = worker_of(os.environ) or Worker(rank=0, ranks=1)
     ranks = worker.ranks
-    device_choice = choose_device(device, worker.local_ranks)
+    device_choice = choose_device(device, worker.local_rank)
+    if device_choice.value == "cuda":
+        torch.cuda.set_device(gpu_of(worker.local_rank))
     precision_choice = choose_precision(precision, device_choice.value)
     foreign.refuse(os.environ)
     if device_choice.value == "mps" and ranks > 1:
         raise ConfigError(f"MPS serves one process, not {ranks}: use --processes 1 or --device cpu.")
     former_threads = torch.get_num_threads()
+    shown: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
         stack.enter_context(without_tf32())
         if deterministic and device_choice.value == "cuda":
@@ -80,14 +87,22 @@ def start(
         if ranks > 1:
             stack.enter_context(signals.heard_in_native_code())
             _join_group(device_choice.value, worker)
+            # A rank that fails alone must end and say why. Leaving would wait for NCCL's kernels, and they for it.
+            stack.push(lambda failure, *_: None if failure else _leave_group())
+            if device_choice.value == "cuda":
+                native_bf16 = cards.settle(cards.Card.current(worker.local_rank), ranks)
+                precision_choice = choose_precision(precision, "cuda", native_bf16=native_bf16)
+                shown = {"LOCAL_RANK": str(gpu_of(worker.local_rank))}  # Accelerate gives it to DDP as the GPU's index
         else:
             stack.enter_context(_without(PLACE))  # one process needs neither group nor DDP
         stack.enter_context(_without(foreign.HIDDEN))  # it looks again later
-        accelerator = Accelerator(
-            cpu=device_choice.value == "cpu",
-            mixed_precision="no" if precision_choice.value == "fp32" else precision_choice.value,
-            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
-        )
+        # It would start nvidia-smi on every rank, and stop at cards for which `settle` has set the variables.
+        with _with(shown), replaced(accelerate.state, "check_cuda_p2p_ib_support", lambda: True):
+            accelerator = Accelerator(
+                cpu=device_choice.value == "cpu",
+                mixed_precision="no" if precision_choice.value == "fp32" else precision_choice.value,
+                kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+            )
         assert accelerator.device.type == device_choice.value
         torch.set_num_threads(threads or former_threads)
         runtime = Runtime(accelerator, device_choice, precision_choice, torch.get_num_threads())
@@ -100,8 +115,6 @@ def start(
                 ) from error
             raise
         finally:
-            if torch.distributed.is_initialized():
-                _left.append(torch.distributed.group.WORLD)
             runtime.close()
             torch.set_num_threads(former_threads)
 
@@ -134,7 +147,30 @@ def _without(patterns: tuple[str, ...]) -> Iterator[None]:
         os.environ |= hidden
 
 
-@atexit.register
+@contextlib.contextmanager
+def _with(variables: dict[str, str]) -> Iterator[None]:
+    """Set environment variables for a while."""
+    former = {name: os.environ.get(name) for name in variables}
+    os.environ |= variables
+    try:
+        yield
+    finally:
+        for name, value in former.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _leave_group() -> None:
+    """Leave the group in which this process is, if there is one; waits for what the devices still reduce."""
+    global _joined
+    if _joined is not None and torch.distributed.is_initialized():
+        _left.append(_joined)
+        torch.distributed.destroy_process_group()
+    _joined = None
+
+
 def _end_threads() -> None:
     """Wait for the threads of the groups that this process has left.
 
@@ -146,18 +182,26 @@ def _end_threads() -> None:
         _left.clear()
 
 
+@atexit.register
+def _end() -> None:
+    """Leave the group of a run that failed inside another program, unless NCCL may wait for ever."""
+    if torch.distributed.is_initialized() and "nccl" not in torch.distributed.get_backend_config():
+        _leave_group()
+    _end_threads()
+
+
 def _join_group(device: str, worker: Worker) -> None:
     """Meet the other ranks; Accelerate takes the group as it finds it."""
-    global _store
+    global _joined, _store
+    _leave_group()
     _end_threads()
     seconds = timeout_of(os.environ)
     timeout = datetime.timedelta(seconds=seconds)
     folder = group_folder_of(os.environ)
-    if "GLOO_SOCKET_IFNAME" not in os.environ and folder is None:
-        with contextlib.suppress(OSError):  # gloo would take what the host's name resolves to: often 127.0.1.1
+    if folder is None:
+        with contextlib.suppress(OSError):
             _, interface = route_to(os.environ["MASTER_ADDR"])
-            if interface is not None:
-                os.environ["GLOO_SOCKET_IFNAME"] = interface
+            _choose_interface(interface, worker)
     try:
         if _store is not None:
             pass
@@ -175,6 +219,11 @@ def _join_group(device: str, worker: Worker) -> None:
             world_size=worker.ranks,
             timeout=timeout,
         )
+        _joined = torch.distributed.group.WORLD
+    except ValueError as error:  # of NCCL
+        raise ConfigError(
+            f"Rank {worker.rank} of {worker.ranks} cannot use NCCL: {error} Use --device cpu, or see nvidia-smi."
+        ) from error
     except RuntimeError as error:
         words = re.sub(r"^\[[^]]*\] ", "", str(error).partition("\n")[0])
         if "timed out" in words.lower() or "timeout" in words.lower():
@@ -185,6 +234,18 @@ def _join_group(device: str, worker: Worker) -> None:
             f"Rank {worker.rank} of {worker.ranks} cannot meet the others: {words}. Look at MASTER_ADDR, MASTER_PORT "
             f"and GLOO_SOCKET_IFNAME; `mnist-dist doctor` tries the interfaces of this machine."
         ) from error
+
+
+def _choose_interface(interface: str | None, worker: Worker) -> None:
+    """Let gloo, and NCCL where there are several machines, take the interface that leads to rank 0; none if unknown.
+
+    gloo would take what the host's name resolves to, often 127.0.1.1, and NCCL the first that is not lo or docker.
+    What is set already stays as it is.
+    """
+    if interface is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        if worker.local_ranks < worker.ranks:
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")  # without `=`, eth1 is eth10 too
 
 
 def _is_lost_peer(error: RuntimeError) -> bool:

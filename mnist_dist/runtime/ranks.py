@@ -59,7 +59,7 @@ class Runtime:
             training: With several ranks, wrap it in DDP.
         """
         # Looking for DTensors, of which our networks have none, would import half a second of sharding code.
-        with _replaced(accelerate.accelerator, "model_has_dtensor", lambda model: False):
+        with replaced(accelerate.accelerator, "model_has_dtensor", lambda model: False):
             prepared: nn.Module = self._accelerator.prepare_model(model, evaluation_mode=not training)
         return prepared
 
@@ -220,9 +220,7 @@ class Runtime:
         return value
 
     def close(self) -> None:
-        """Leave the process group and forget what Accelerate keeps per process, so that another run can start."""
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+        """Forget what Accelerate keeps per process, so that another run can start."""
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
 
@@ -250,7 +248,7 @@ class Vote:
 
 
 @contextlib.contextmanager
-def _replaced(module: ModuleType, name: str, value: Any) -> Iterator[None]:
+def replaced(module: ModuleType, name: str, value: Any) -> Iterator[None]:
     """Replace an attribute for a while, where there is one."""
     former = getattr(module, name, None)
     if former is not None:

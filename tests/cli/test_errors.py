@@ -6,6 +6,7 @@ import sys
 import time
 
 import pytest
+import torch
 from PIL import Image
 
 CLAIM = ["--image", "mnist-dist:0.1.0", "--run-claim", "runs"]
@@ -134,20 +135,36 @@ def test_data_check_lists_every_bad_file(command, tmp_path, folder_of):
 
 @pytest.fixture
 def nvidia_smi(tmp_path, monkeypatch):
-    """Stand a program on the PATH that lists two GPUs as nvidia-smi does."""
+    """Stand a program on the PATH that lists two GPUs and their driver as nvidia-smi does."""
     program = tmp_path / "bin" / "nvidia-smi"
     program.parent.mkdir()
-    program.write_text("#!/bin/sh\necho 'GPU 0: A (UUID: GPU-1a)'\necho 'GPU 1: B (UUID: GPU-1b)'\n")
+    program.write_text(
+        "#!/bin/sh\ncase $1 in\n-L) echo 'GPU 0: A (UUID: GPU-1a)'; echo 'GPU 1: B (UUID: GPU-1b)' ;;\n"
+        "--query-gpu=driver_version) echo 535.104.05; echo 535.104.05 ;;\nesac\n"
+    )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
 
 
 @pytest.mark.usefixtures("nvidia_smi")
-@pytest.mark.parametrize("visible", [{}, {"CUDA_VISIBLE_DEVICES": "0,1"}, {"CUDA_VISIBLE_DEVICES": "1,GPU-1a,7"}])
+@pytest.mark.parametrize("visible", [{}, {"CUDA_VISIBLE_DEVICES": "0,1"}, {"CUDA_VISIBLE_DEVICES": "1,0,7"}])
 def test_more_processes_than_gpus_are_refused(command, visible):
     ended = command("train", "--device", "cuda", "--processes", "3", **visible)
     assert ended.code == 2
     assert "--processes is 3, and 2 GPUs are visible: one process a GPU, so 2." in ended.err
+
+
+@pytest.mark.usefixtures("nvidia_smi")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use a GPU here")
+@pytest.mark.skipif(torch.version.cuda is None, reason="this build of torch is without CUDA")
+def test_gpus_that_torch_cannot_use_are_told_and_not_replaced_by_the_cpu_unasked(command, tmp_path):
+    ended = command("train", "--run", "run")
+    assert ended.code == 2, ended.err
+    assert ended.err.count("error:") == 1
+    assert f"nvidia-smi lists 2 GPUs with driver 535.104.05, and torch {torch.__version__}, built for" in ended.err
+    assert not (tmp_path / "run").exists()
+    ended = command("train", "--run", "run", "--device", "cpu", "--epochs", "1")
+    assert ended.code == 0, ended.err
 
 
 def test_a_run_never_writes_into_another(command, trained_run):

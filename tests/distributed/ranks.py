@@ -209,6 +209,32 @@ def failing_on_the_first() -> dict:
     return seen
 
 
+def comparing_cards(*, cards: list[dict]) -> dict:
+    """Compare GPUs that are not there: each rank is told of its own."""
+    from mnist_dist.runtime.cards import WITHOUT_DIRECT_LINKS, Card, settle
+
+    with start(device="cpu", precision="fp32", threads=1) as runtime:
+        try:
+            outcome = settle(Card(**cards[runtime.rank]), runtime.ranks)
+        except errors.ConfigError as error:
+            outcome = str(error)
+    return {"outcome": outcome, **{name: os.environ.get(name) for name in WITHOUT_DIRECT_LINKS}}
+
+
+def joining_over_nccl() -> str:
+    """Join a group that also speaks over NCCL, where no GPU is."""
+    from mnist_dist.runtime.joining import _join_group
+    from mnist_dist.worker import worker_of
+
+    worker = worker_of(os.environ)
+    assert worker is not None
+    try:
+        _join_group("cuda", worker)
+    except errors.ConfigError as error:
+        return str(error)
+    return "nothing was noticed"
+
+
 if __name__ == "__main__":
     task, arguments, folder = sys.argv[1:]
     record = globals()[task](**json.loads(arguments))

@@ -1,6 +1,12 @@
 import json
 
 import pytest
+import torch
+
+
+def card(uuid, *, machine="n1", **differing):
+    usual = {"name": "NVIDIA H100", "native_bf16": True, "has_direct_links": True}
+    return usual | {"identity": f"{machine} GPU-{uuid}"} | differing
 
 
 def test_rank_0s_records_reach_every_rank(on_ranks):
@@ -63,3 +69,33 @@ def test_batch_normalisation_is_refused_in_exact_and_averaged_in_ddp(on_ranks):
         assert "use GroupNorm" in refusal
         assert mine == [pytest.approx(0.1 * rank)] * 2
         assert settled == [pytest.approx(0.1)] * 2
+
+
+def test_ranks_with_a_gpu_each_go_on_and_change_no_variable(on_ranks):
+    cards = [card("aa"), card("bb"), card("aa", machine="n2")]
+    outcomes = on_ranks(3, "comparing_cards", cards=cards)
+    assert outcomes == [{"outcome": True, "NCCL_P2P_DISABLE": None, "NCCL_IB_DISABLE": None}] * 3
+
+
+def test_ranks_that_share_a_gpu_are_named_on_every_rank(on_ranks):
+    for rank, seen in enumerate(on_ranks(3, "comparing_cards", cards=[card("aa"), card("bb"), card("bb")])):
+        which = " (NVIDIA H100, n1 GPU-bb)" if rank > 0 else ""
+        assert seen["outcome"].startswith(f"Ranks 1 and 2 share one GPU{which}, and NCCL takes one rank a GPU: start")
+
+
+def test_one_gpu_without_native_bf16_decides_for_all_ranks(on_ranks):
+    outcomes = on_ranks(3, "comparing_cards", cards=[card("aa"), card("bb", native_bf16=False), card("cc")])
+    assert [seen["outcome"] for seen in outcomes] == [False] * 3
+
+
+def test_one_machine_without_direct_links_turns_them_off_for_all_but_not_what_the_user_set(on_ranks, monkeypatch):
+    monkeypatch.setenv("NCCL_IB_DISABLE", "0")
+    outcomes = on_ranks(2, "comparing_cards", cards=[card("aa", has_direct_links=False), card("aa", machine="n2")])
+    assert outcomes == [{"outcome": True, "NCCL_P2P_DISABLE": "1", "NCCL_IB_DISABLE": "0"}] * 2
+
+
+@pytest.mark.skipif(torch.cuda.is_available() or not torch.distributed.is_nccl_available(), reason="a GPU, or no NCCL")
+def test_a_group_over_nccl_without_a_gpu_is_a_mistake_of_the_users(on_ranks):
+    for rank, message in enumerate(on_ranks(2, "joining_over_nccl")):
+        assert message.startswith(f"Rank {rank} of 2 cannot use NCCL: ProcessGroupNCCL is only supported with GPUs")
+        assert message.endswith("Use --device cpu, or see nvidia-smi.")

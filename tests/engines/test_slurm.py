@@ -83,3 +83,8 @@ def test_a_cancelled_job_leaves_a_whole_checkpoint_and_does_not_come_back(slurm,
     assert slurm.state(job)["Restarts"] == "0"
     assert command("resume", run.path).code == 0
     assert run.bits() == whole
+
+
+def test_srun_takes_the_option_by_which_each_rank_sees_all_gpus_of_its_machine(slurm):
+    """The batch script of a job with GPUs has it; these nodes have none."""
+    assert slurm.run("srun", "--ntasks=2", "--nodes=2", "--gpu-bind=none", "echo", "ran").split() == ["ran"] * 2

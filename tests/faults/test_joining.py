@@ -1,5 +1,6 @@
 """Ranks that meet: more than once, in temporary folders of any name, and never deaf while they wait."""
 
+import json
 import os
 import shutil
 import signal
@@ -26,6 +27,23 @@ for number in range(2):
     settings = ["train.epochs=1", f"train.seed={number}", "train.threads=1", "train.device=cpu"]
     resolved = load("quick", tuple(map(parse_setting, settings)))
     train(resolved, run=Path(f"{sys.argv[1]}-{number}"), console=Console(quiet=True))
+"""
+
+AGAIN = """
+from pathlib import Path
+from rich.console import Console
+from mnist_dist.config import load, parse_setting
+from mnist_dist.errors import ConfigError
+from mnist_dist.run import train
+for run in ("absent", "run"):
+    settings = ["train.epochs=1", "train.threads=1", "train.device=cpu"]
+    resolved = load("quick", tuple(map(parse_setting, settings)))
+    try:
+        train(resolved, run=Path(run), init_from=Path("none") if run == "absent" else None, console=Console(quiet=True))
+    except Exception as error:
+        assert run == "absent", error
+    else:
+        assert run == "run"
 """
 
 
@@ -139,6 +157,80 @@ def test_variables_of_others_change_nothing(tmp_path, variables, processes):
     words = [*PROGRAM, "train", "--epochs", "1", "--run", "run", "--processes", processes, "--max-restarts", "0"]
     ended = run(words, tmp_path, **variables)
     assert ended.returncode == 0, ended.stderr
+
+
+ALONE = """
+import os, sys, time
+import torch.distributed
+from mnist_dist import cli
+from mnist_dist.data.transforms import Batches
+torch.distributed.destroy_process_group = lambda *_: time.sleep(90)
+take, taken = Batches.take, 0
+def failing(self, *images):
+    global taken
+    taken += 1
+    if taken == 5 and os.environ["RANK"] == "1":
+        raise ArithmeticError("of this rank alone")
+    return take(self, *images)
+Batches.take = failing
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        [*PROGRAM, "launch", "local", "-n", "2", "--max-restarts", "0", "--", sys.executable],
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
+    ],
+    ids=["local", "torchrun"],
+)
+def test_a_rank_that_fails_alone_says_why_though_leaving_its_group_would_wait_for_ever(tmp_path, launcher):
+    """NCCL's destroy_process_group waits for kernels that wait for this very rank; here it sleeps."""
+    (tmp_path / "alone.py").write_text(ALONE)
+    began = time.monotonic()
+    ended = run([*launcher, "alone.py", "train", "--epochs", "1", "--run-dir", "run", "--device", "cpu"], tmp_path)
+    assert time.monotonic() - began < 60
+    assert ended.returncode == 1
+    assert "ArithmeticError: of this rank alone" in ended.stderr
+
+
+def test_a_program_can_train_again_after_a_run_that_failed(tmp_path, watched):
+    """The failed run's group is left as the next one is joined."""
+    (tmp_path / "again.py").write_text(AGAIN)
+    ended = run([*PROGRAM, "launch", "local", "-n", "2", "--", sys.executable, "again.py"], tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert watched("run").result["status"] == "finished"
+
+
+INTERFACES = """
+import json, os, sys
+from mnist_dist.runtime import start
+with start(device="cpu", precision="fp32", threads=1) as runtime:
+    if runtime.rank == 0:
+        print(json.dumps([os.environ.get(f"{name}_SOCKET_IFNAME") for name in ("GLOO", "NCCL")]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux names the interface of a route")
+@pytest.mark.parametrize(
+    ("local_ranks", "given", "seen"),
+    [(1, {}, ["lo", "=lo"]), (2, {}, ["lo", None]), (1, {"NCCL_SOCKET_IFNAME": "ib0"}, ["lo", "ib0"])],
+    ids=["two machines", "one machine", "set by the user"],
+)
+def test_gloo_and_nccl_take_the_interface_that_leads_to_rank_0(tmp_path, free_port, local_ranks, given, seen):
+    """The ranks of both machines run here."""
+    (tmp_path / "meet.py").write_text(INTERFACES)
+    place = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": str(local_ranks), "MASTER_ADDR": "127.0.0.1",
+             "MASTER_PORT": str(free_port), **given}  # fmt: skip
+    ranks = [
+        subprocess.Popen([sys.executable, "meet.py"], cwd=tmp_path, stdout=subprocess.PIPE, text=True,
+                         env=os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank % local_ranks)})
+        for rank in range(2)
+    ]  # fmt: skip
+    outputs = [rank.communicate(timeout=60)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0]
+    assert json.loads(outputs[0]) == seen
 
 
 @pytest.mark.skipif(not shutil.which("unshare") or os.geteuid() != 0, reason="needs unshare and root")
