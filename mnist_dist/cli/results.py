@@ -164,7 +164,7 @@ def show(
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """Show random test pictures with predicted and true labels. Here and as a PNG."""
+    """Show random test pictures with predicted and true labels, in the terminal and as a PNG."""
     from mnist_dist.folder import RunFolder
 
     RunFolder(run).check_run()
