@@ -6,13 +6,14 @@ A message says what is wrong, where, and what to do. Anything else that is raise
 from __future__ import annotations
 
 import errno
-import shlex
 from typing import Any
+
+from mnist_dist.shell import join
 
 
 def typed(*words: object) -> str:
     """Return a command of this program as a message quotes it, e.g. "`mnist-dist resume 'my run'`"."""
-    return f"`{shlex.join(['mnist-dist', *map(str, words)])}`"
+    return f"`{join(['mnist-dist', *map(str, words)])}`"
 
 
 class MnistDistError(Exception):

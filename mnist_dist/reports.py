@@ -46,7 +46,20 @@ class Plan:
     @property
     def first_epoch(self) -> int:
         """The epoch, counted from 1, that the first step of this process belongs to."""
-        return min(self.first_step, self.total_steps - 1) * self.global_batch // self.train_images + 1
+        return self._epoch_of(min(self.first_step, self.total_steps - 1))
+
+    @property
+    def last_epoch(self) -> int:
+        """The epoch, counted from 1, that the run's last step belongs to."""
+        return self._epoch_of(self.total_steps - 1)
+
+    @property
+    def planned_epochs(self) -> float:
+        """Epochs that the run does, to two digits: fewer than `epochs` where `train.max_steps` ends it earlier."""
+        return min(self.epochs, round(self.total_steps * self.global_batch / self.train_images, 2))
+
+    def _epoch_of(self, step: int) -> int:
+        return step * self.global_batch // self.train_images + 1
 
     @property
     def batch_arithmetic(self) -> str:

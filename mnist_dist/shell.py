@@ -6,18 +6,32 @@ import re
 import shlex
 from collections.abc import Iterable
 
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_NO_WIDTH = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
+"""Letters and marks by their category that nobody sees: fillers, joiners, variation selectors, the empty Braille cell.
+All else without width, or that changes a text's direction, is not printable anyway."""
+
+
+def is_visible(character: str) -> bool:
+    """Return whether a person sees a character, and a terminal does not obey it."""
+    return character.isprintable() and not _NO_WIDTH.match(character)
 
 
 def quote(word: str) -> str:
-    """Quote a word where it needs it; line breaks and other control characters stand escaped in `$'...'`."""
-    if not CONTROL.search(word):
+    """Quote a word where it needs it; the bytes of characters that nobody sees stand escaped in `$'...'`."""
+    if all(map(is_visible, word)):
         return shlex.quote(word)
     text = word.replace("\\", "\\\\").replace("'", "\\'")
-    escaped = CONTROL.sub(lambda match: "".join(f"\\x{byte:02x}" for byte in match[0].encode()), text)
-    return f"$'{escaped}'"
+    return f"$'{''.join(c if is_visible(c) else _escape(c) for c in text)}'"
 
 
 def join(words: Iterable[str]) -> str:
     """Join words to a command line."""
     return " ".join(map(quote, words))
+
+
+def _escape(character: str) -> str:
+    """Return the bytes of a character as `$'...'` names them; a byte that is no text is one of them."""
+    errors = "surrogateescape" if "\udc80" <= character <= "\udcff" else "surrogatepass"
+    return "".join(f"\\x{byte:02x}" for byte in character.encode("utf-8", errors))

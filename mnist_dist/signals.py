@@ -18,14 +18,14 @@ from types import FrameType
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR2", "SIGHUP") if hasattr(signal, name))
 PATIENCE_SECONDS = 1.0
 """How long a signal may wait for Python code to handle it before the process ends without that."""
-CLOCK_SECONDS = 0.1
-"""A handler may have run so long before the listening thread looks at the clock."""
 
 _installed = False
 _pending = 0
 _deferred = False
-_handled = float("-inf")
-"""When `_note` ran last."""
+_handled = 0
+"""How often `_note` has run."""
+_interrupts = 0
+"""How often for SIGINT."""
 
 
 def install() -> None:
@@ -34,11 +34,11 @@ def install() -> None:
     _installed = True
     if hasattr(signal, "SIGCHLD"):  # where it is ignored, the system forgets how children ended
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    if hasattr(signal, "pthread_sigmask"):  # whoever started this process may have blocked them
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     for number in STOPPING:
         if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _note)
+    if hasattr(signal, "pthread_sigmask"):  # our launcher blocks them until they can be handled
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
 
 def pending() -> int:
@@ -79,7 +79,7 @@ def heard_in_native_code() -> Iterator[None]:
     reader, writer = socket.socketpair()
     writer.setblocking(False)
     former = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)  # written to as a signal comes
-    threading.Thread(target=_listen, args=(reader,), daemon=True).start()
+    threading.Thread(target=_listen, args=(reader, _handled, _interrupts), daemon=True).start()
     try:
         yield
     finally:
@@ -87,11 +87,16 @@ def heard_in_native_code() -> Iterator[None]:
         writer.close()  # ends the thread
 
 
-def _listen(reader: socket.socket) -> None:
-    """Wait for signals beside the main thread, and then for its handler to run."""
-    interrupts = 0
+def _listen(reader: socket.socket, came: int, interrupts: int) -> None:
+    """Wait for signals beside the main thread, and then for its handler to run.
+
+    Args:
+        reader: Gets each signal's number as a byte.
+        came: Signals that came before.
+        interrupts: How many of them were SIGINT.
+    """
     while numbers := reader.recv(64):
-        came = time.monotonic() - CLOCK_SECONDS
+        came += sum(number in STOPPING for number in numbers)
         interrupts += numbers.count(signal.SIGINT)
         ends = [
             number
@@ -108,8 +113,9 @@ def _listen(reader: socket.socket) -> None:
 
 
 def _note(number: int, frame: FrameType | None) -> None:
-    global _pending, _handled
-    _handled = time.monotonic()
-    if not _deferred or (number == signal.SIGINT and _pending == signal.SIGINT):
+    global _pending, _handled, _interrupts
+    _handled += 1
+    _interrupts += number == signal.SIGINT
+    if not _deferred or _interrupts > 1:
         raise SystemExit(128 + number)
     _pending = _pending or number

@@ -26,7 +26,7 @@ FEWER_THREADS = 1 << 20
 """A vote to go on with n threads is this less n: of several votes the fewest threads win."""
 
 SMALLEST_LOSS_SCALE = 1.0
-"""Where gradients still overflow under fp16 below this, it is not fp16's narrow range that makes them."""
+"""If gradients still overflow at this scale, fp16's range is not the cause."""
 
 
 def train(parts: Parts, progress: Progress) -> None:

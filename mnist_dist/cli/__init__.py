@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -29,8 +30,7 @@ def main() -> None:
             raise
         sys.excepthook(type(bug), bug, bug.__traceback__)
         code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
+    streams.settle()
     if is_rank:
         os._exit(code)  # in the usual way gloo's threads sometimes abort it, and NCCL's kernels can hold it up
     sys.exit(code)
@@ -45,6 +45,7 @@ def _run() -> int:
     group = None
     try:
         _check_folder()
+        usage.check_words(sys.argv[1:])
         if (found := _own_group()) is not None:
             from mnist_dist.cli import supervised
 
@@ -53,11 +54,12 @@ def _run() -> int:
         from mnist_dist.cli.app import app
 
         code = app(standalone_mode=False)
-    except SystemExit as end:
-        if group is not None and isinstance(end.__context__, BrokenPipeError):
-            return _leave_word(group, _as_ours(end.__context__))
-        return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
-    except Exception as raised:
+        sys.stdout.flush()  # the disk behind it may be full
+    except (Exception, SystemExit) as caught:
+        raised = caught.__context__ if isinstance(caught, SystemExit) else caught
+        if isinstance(caught, SystemExit) and not isinstance(raised, BrokenPipeError):  # else Typer's or Rich's word
+            return caught.code if isinstance(caught.code, int) else 0 if caught.code is None else 1
+        assert isinstance(raised, Exception)
         if isinstance(raised, typer.TyperException) and usage.is_help(raised):
             print(raised, file=sys.stderr)
             return ConfigError.exit_code
@@ -65,10 +67,12 @@ def _run() -> int:
         if group is not None:
             return _leave_word(group, error)
         if not isinstance(error, MnistDistError):
+            streams.settle()
             raise  # a bug keeps its traceback
         if error.exit_code != 128 + SIGPIPE:
             stopped = error.exit_code > 128  # as the user wished
-            print(message_of(error) if stopped else f"error: {message_of(error)}", file=sys.stderr)
+            with contextlib.suppress(OSError):  # it may be full too
+                print(message_of(error) if stopped else f"error: {message_of(error)}", file=sys.stderr)
         return error.exit_code
     return code if isinstance(code, int) else 0
 
@@ -108,7 +112,6 @@ def _as_ours(error: Exception) -> Exception:
 
         return usage.explain(error)
     if isinstance(error, BrokenPipeError):  # the reader of `mnist-dist ... | head` has gone
-        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
         return StoppedError("Nobody reads the output any longer.", SIGPIPE)
     if (refusal := memory.refusal_of(error)) is not None:
         return DeviceMemoryError(memory.WORDS[refusal])

@@ -26,7 +26,6 @@ FollowLinks = Annotated[
 MaxMegapixels = Annotated[
     int, flags.whole(least=1, most=4096, help="Largest picture to decode; `data.max_megapixels` of a run.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command("import")
@@ -62,7 +61,7 @@ def check(
     data: DataOption = None,
     follow_links: FollowLinks = False,
     max_megapixels: MaxMegapixels = 256,
-    as_json: Json = False,
+    as_json: flags.Json = False,
 ) -> None:
     """Decode every picture and list each file that cannot be read or would be ignored; exit 3 if one is bad."""
     from mnist_dist.data.pictures import Decoding, decode_all, discard
@@ -103,7 +102,7 @@ def stats(
     channels: Annotated[int, typer.Option(help="1 or 3.")] = 1,
     follow_links: FollowLinks = False,
     max_megapixels: MaxMegapixels = 256,
-    as_json: Json = False,
+    as_json: flags.Json = False,
 ) -> None:
     """Count pictures by class and split, and measure the training set's mean and standard deviation."""
     import numpy as np

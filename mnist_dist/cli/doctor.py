@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from mnist_dist.cli import flags
 from mnist_dist.errors import ConfigError, MnistDistError, StoppedError, StorageError
 from mnist_dist.observe.names import message_of, shown
 from mnist_dist.observe.output import open_console, say
@@ -30,7 +31,7 @@ def doctor(
         Path | None,
         typer.Option(help="Folder with train/CLASS/* and test/CLASS/*.", show_default="Dataset, if there is one"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: flags.Json = False,
     output: Annotated[Path | None, typer.Option(hidden=True)] = None,
     device: Annotated[str, typer.Option(hidden=True)] = "cpu",
 ) -> None:

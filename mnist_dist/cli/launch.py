@@ -73,7 +73,7 @@ def local(
     """Run a command as a group of processes on this machine, and supervise them.
 
     The command is `train` or `resume` with its options, or any program that reads RANK, WORLD_SIZE and MASTER_ADDR.
-    Hanging is found out for our own commands alone.
+    Hangs are detected only for `train` and `resume`.
     """
     from mnist_dist.cli.processes import choose_ranks, own_command
     from mnist_dist.cli.training import HANG_SECONDS, MAX_RESTARTS, START_SECONDS
@@ -154,7 +154,10 @@ def slurm(
     command: Command,
     nodes: Nodes = 1,
     processes_per_node: Annotated[
-        int | None, flags.whole(least=1, most=flags.MOST_PROCESSES, show_default="the GPUs, or 1")
+        int | None,
+        flags.whole(
+            least=1, most=flags.MOST_PROCESSES, help="Processes on each machine.", show_default="the GPUs, or 1"
+        ),
     ] = None,
     gpus_per_node: Annotated[
         int, flags.whole(least=0, most=flags.MOST_PROCESSES, help="GPUs of each machine; 0 trains on CPUs.")
@@ -201,7 +204,8 @@ def kubernetes(
     ] = None,
     nodes: Annotated[int, flags.whole(least=1, most=MOST_MACHINES, help="Pods.")] = 1,
     processes_per_node: Annotated[
-        int | None, flags.whole(least=1, most=flags.MOST_PROCESSES, show_default="the GPUs, or 1")
+        int | None,
+        flags.whole(least=1, most=flags.MOST_PROCESSES, help="Processes in each pod.", show_default="the GPUs, or 1"),
     ] = None,
     gpus_per_node: Annotated[
         int, flags.whole(least=0, most=flags.MOST_PROCESSES, help="GPUs of each pod; 0 trains on CPUs.")
@@ -314,7 +318,9 @@ def _check_share(options: dict[str, Any], *, ranks: int | None) -> None:
 def _parse(words: tuple[str, ...]) -> Any:
     """Read the words of one of our own commands, as that command would; mistakes are shown before anything runs."""
     from mnist_dist.cli.app import app as root
+    from mnist_dist.cli.usage import check_words
 
+    check_words(words)
     command: Any = typer.main.get_command(root)
     return command.commands[words[0]].make_context(words[0], list(words[1:]))
 

@@ -22,16 +22,14 @@ if TYPE_CHECKING:
 
     from mnist_dist.reports import Evaluation
 
-Run = flags.Run
 Which = Annotated[str | None, flags.checkpoint()]
 Data = Annotated[
     str | None, typer.Option(help="Another data folder with the same classes.", show_default="the run's own")
 ]
-Device = flags.Device
 
 
 def evaluate(
-    run: Run,
+    run: flags.Run,
     data: Data = None,
     checkpoint: Which = None,
     split: Annotated[
@@ -45,8 +43,8 @@ def evaluate(
     processes: Annotated[
         int, flags.whole("--processes", "-n", least=1, most=flags.MOST_PROCESSES, help="Processes to start.")
     ] = 1,
-    device: Device = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    device: flags.Device = "auto",
+    as_json: flags.Json = False,
 ) -> None:
     """Evaluate a run exactly: loss, accuracy and a table of classes."""
     from mnist_dist.cli.processes import own_group, this_worker
@@ -87,14 +85,14 @@ def evaluate(
 
 
 def predict(
-    run: Run,
+    run: flags.Run,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Picture files, or folders of them.")],
     checkpoint: Which = None,
-    device: Device = "auto",
+    device: flags.Device = "auto",
     max_megapixels: Annotated[
         int | None, flags.whole(least=1, most=4096, help="Largest picture to decode.", show_default="the run's own")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: flags.Json = False,
     csv_file: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write a CSV file.")] = None,
     grid: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw the pictures with their labels.")] = None,
 ) -> None:
@@ -150,7 +148,7 @@ def predict(
 
 
 def show(
-    run: Run,
+    run: flags.Run,
     data: Data = None,
     checkpoint: Which = None,
     count: Annotated[int, flags.whole("--count", "-c", least=1, most=1000, help="How many pictures.")] = 16,
@@ -162,9 +160,9 @@ def show(
         Path | None,
         typer.Option(metavar="FILE.png", help="Where to draw them.", show_default="RUN/predictions.png"),
     ] = None,
-    device: Device = "auto",
+    device: flags.Device = "auto",
 ) -> None:
-    """Show random test pictures with predicted and true labels. Here and as a PNG."""
+    """Show random test pictures with predicted and true labels, in the terminal and as a PNG."""
     from mnist_dist.folder import RunFolder
 
     RunFolder(run).check_run()

@@ -30,6 +30,17 @@ def prepare() -> None:
     sys.stderr = _replacement(sys.stderr, 2)
 
 
+def settle() -> None:
+    """Write out what the standard streams still hold; what can't be written, now or later, is lost."""
+    for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
+        try:
+            stream.flush()
+        except OSError:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, number)  # Python writes the rest there as it ends
+            os.close(null)
+
+
 class Terminal(io.FileIO):
     """A terminal; what is written after it has gone is lost, and that is no error."""
 

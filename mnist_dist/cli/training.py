@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from mnist_dist.folder import RunFolder
     from mnist_dist.launch.group import Group
     from mnist_dist.launch.local import Restarts
-    from mnist_dist.worker import GroupFolder
+    from mnist_dist.worker import GroupFolder, Worker
 
 QUICK = "quick"
 RESUMABLE = (1, StorageError.exit_code, WorkerError.exit_code, DeviceMemoryError.exit_code)
@@ -125,7 +125,7 @@ def train(
     if init_from is not None and not existing and (worker is None or worker.rank == 0):  # only rank 0 reads it
         RunFolder(init_from).check_run()
     if worker is not None:
-        _work(resolved, run, resume=resume_, init_from=init_from, as_json=as_json)
+        _work(resolved, run, worker, resume=resume_, init_from=init_from, as_json=as_json)
     else:
         folder = RunFolder(run or claim_run_folder(_name_of(source)))
         own = own_group(ranks=ranks, log=folder.log, extra=() if run else ("--run", str(folder.path)))
@@ -184,7 +184,7 @@ def resume(
     if data is None:
         resolved = _with_data(resolved, folder, err=False)
     if worker is not None:
-        _work(resolved, run, resume=True, init_from=None, as_json=False)
+        _work(resolved, run, worker, resume=True, init_from=None, as_json=False)
         return
     ranks = choose_ranks(processes, resolved.config.train.device)
     resolved.config.train.split_batch(ranks)
@@ -299,19 +299,21 @@ def _given(values: Mapping[str, str | None]) -> list[Setting]:
     return settings
 
 
-def _work(resolved: Resolved, run: Path | None, *, resume: bool, init_from: Path | None, as_json: bool) -> None:
+def _work(
+    resolved: Resolved, run: Path | None, worker: Worker, *, resume: bool, init_from: Path | None, as_json: bool
+) -> None:
     """Train as one rank of a group; rank 0 prints."""
     from mnist_dist.lean import leave_out_compiler
     from mnist_dist.threads import prepare
 
-    prepare(resolved.config, int(os.environ.get("WORLD_SIZE", "1")))
+    prepare(resolved.config, worker.ranks)
     if not resolved.config.train.compile:
         leave_out_compiler()
     from mnist_dist.run import train
 
     console = open_console(stderr=as_json)
     result = train(resolved, run=run, resume=resume, init_from=init_from, console=console)
-    if as_json and int(os.environ.get("RANK", "0")) == 0:
+    if as_json and worker.rank == 0:
         say(json.dumps(result.to_json()))
 
 

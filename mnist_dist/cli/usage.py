@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import typer
 
 from mnist_dist.errors import ConfigError
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Refuse an empty word in a command line of ours: as a path it would be the working folder.
+
+    Args:
+        words: Those behind two dashes belong to another command.
+
+    Raises:
+        ConfigError: A word or an option's value is empty.
+    """
+    for before, word in pairwise(("", *words)):
+        if word == "--":
+            return
+        if word == "" or re.fullmatch("--[a-z-]+=", word):
+            name = word[:-1] or (before if before.startswith("-") else "An argument")
+            raise ConfigError(f"{name} is empty: give it a value, or leave it out (a variable may be unset).")
 
 
 def is_help(error: typer.TyperException) -> bool:

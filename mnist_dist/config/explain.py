@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from mnist_dist.config.reading import shorten
-from mnist_dist.config.schema import Config, Section
+from mnist_dist.config.schema import Config, Section, auto_is_null
 from mnist_dist.config.suggestions import any_of, suggest_key, suggest_value
 
 
@@ -104,6 +104,8 @@ def requirement(field: FieldInfo) -> str:
     """Describe what a key can be, e.g. "a whole number from 1 to 64, or null"."""
     kinds = get_args(field.annotation) if _is_union(field.annotation) else (field.annotation,)
     nullable = ", or null" if type(None) in kinds else ""
+    if any(getattr(item, "func", None) is auto_is_null for item in field.metadata):
+        nullable = ", auto or null"
     kind = next(kind for kind in kinds if kind is not type(None))
     limits = list(field.metadata)
     if get_origin(kind) is tuple:

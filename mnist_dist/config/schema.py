@@ -36,7 +36,8 @@ def _false_is_off(value: Any) -> Any:
     return "off" if value is False else value
 
 
-def _auto_is_null(value: Any) -> Any:
+def auto_is_null(value: Any) -> Any:
+    """Return None for `auto`, and any other value as it is."""
     return None if value == "auto" else value
 
 
@@ -222,7 +223,7 @@ class Train(Section):
     graph: Annotated[Literal["auto", "off"], BeforeValidator(_false_is_off)] = "off"
     """`auto` prepares the input of many steps at once and lets a CUDA GPU replay a captured step, which is meant for
     steps so short that the GPU waits for Python; the plan says where that cannot be. Not yet measured on a GPU."""
-    threads: Annotated[Whole | None, BeforeValidator(_auto_is_null)] = Field(None, ge=1, le=1024)
+    threads: Annotated[Whole | None, BeforeValidator(auto_is_null)] = Field(None, ge=1, le=1024)
     """CPU threads of each process; a number stays to the end. null or auto: as many as the work of a step is worth and
     other programs leave, at most an equal share of the CPUs; fewer when other programs begin to take CPUs."""
     log_every: Whole = Field(50, ge=1, le=MOST_STEPS)

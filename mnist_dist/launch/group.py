@@ -42,7 +42,7 @@ GRACE_SECONDS = 3.0
 KILLED = -9
 """How a process that was killed has ended, also where there is no SIGKILL."""
 PEER_SECONDS = 600.0
-"""So much longer than the launcher do ranks wait for each other: it shall find out who hangs."""
+"""Ranks wait this much longer for each other than the launcher waits for them, so that it finds which one hangs."""
 
 Meanwhile = Callable[[GroupFolder], None]
 """Leaves a `word` in the folder for the ranks."""

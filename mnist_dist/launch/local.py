@@ -50,7 +50,7 @@ class Restarts:
         if self.limit == 0 or not _may_pass(failure):
             return ""
         if former is not None and _is_the_same(former, failure):
-            return "It failed in the same way at the same step before it was started again: this is no accident."
+            return "The same error recurred at the same step after a restart, so the run was not restarted again."
         if self.spent == self.limit:
             times = "once" if self.spent == 1 else f"{self.spent} times"
             return f"It was started again {times} without coming as far as another checkpoint."
@@ -117,12 +117,12 @@ def private_folder() -> Iterator[Path]:
 
 
 def _may_pass(failure: Failure) -> bool:
-    """Tell a failure after which another try may go better."""
+    """Return whether another try may go better after this failure."""
     return failure.code < 0 or failure.code in RESTARTED
 
 
 def _is_the_same(one: Failure, other: Failure) -> bool:
-    """Tell a failure that has come back at its place; a kill is nobody's error, and of some we don't know enough."""
+    """Return whether the same failure recurred at the same step. Kills and unexplained early ends never count."""
     known = other.step >= 0 or other.knows_why
     return (
         known and other.code != KILLED and (one.step, one.code, one.message) == (other.step, other.code, other.message)

@@ -14,6 +14,7 @@ from mnist_dist.errors import (
     NonFiniteError,
     StorageError,
 )
+from mnist_dist.launch.engines import FORWARDED_SIGNALS
 from mnist_dist.worker import EXPECTED_RANKS
 
 Kind = Literal["job", "trainjob"]
@@ -170,7 +171,7 @@ def _torchrun_stop() -> list[dict[str, Any]]:
     By default SIGUSR2 would end torchrun without its processes, and they would be killed after 30 s.
     """
     return [
-        {"name": "PET_SIGNALS_TO_HANDLE", "value": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2"},
+        {"name": "PET_SIGNALS_TO_HANDLE", "value": FORWARDED_SIGNALS},
         {"name": "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "value": str(GRACE_SECONDS - 10)},
     ]
 

@@ -7,12 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO
 
 from mnist_dist.errors import ConfigError
 from mnist_dist.machine import die_with_parent
+from mnist_dist.signals import STOPPING
 
 SHELL = "/bin/sh"
 GUARD = """
@@ -31,7 +32,8 @@ class Rank(subprocess.Popen[bytes]):
         command: What it runs.
         environment: All of its variables.
         output: Where it prints; None: where this process does.
-        whole: Whether a signal goes to all that it has started too, as a terminal would send it.
+        whole: Whether a signal goes to all that it has started too, as a terminal would send it; else the command is
+            ours, and signals wait until it handles them.
 
     Raises:
         ConfigError: The command cannot be started.
@@ -49,7 +51,7 @@ class Rank(subprocess.Popen[bytes]):
                 stderr=output,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # the terminal's Ctrl-C comes here alone, and is passed on once
-                preexec_fn=die_with_parent(),
+                preexec_fn=_before_exec(blocked=not whole),
             )
         except (OSError, ValueError) as error:  # ValueError: a NUL in a word
             reason = error.strerror if isinstance(error, OSError) else error
@@ -102,6 +104,24 @@ class Rank(subprocess.Popen[bytes]):
         for pid in _in_other_groups(self.pid):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, number)
+
+
+def _before_exec(*, blocked: bool) -> Callable[[], None] | None:
+    """Return what a rank's new process calls before it becomes the command.
+
+    Args:
+        blocked: Whether signals that stop a run wait until the command, which is ours, can handle them.
+    """
+    dies = die_with_parent()
+    if not blocked or not hasattr(signal, "pthread_sigmask"):
+        return dies
+
+    def in_child() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+        if dies is not None:
+            dies()
+
+    return in_child
 
 
 def _in_other_groups(session: int) -> list[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import sys
 import time
@@ -20,6 +19,7 @@ from mnist_dist.observe import Observer
 from mnist_dist.observe.names import shown
 from mnist_dist.observe.output import glyph, print_line
 from mnist_dist.reports import EpochReport, Evaluation, Event, Plan, Result, StepReport
+from mnist_dist.shell import quote
 
 REFRESH_SECONDS = 0.25
 PLAIN_SECONDS = 10.0
@@ -94,7 +94,7 @@ class TrainingConsole(Observer):
             threads = f"{event.figures['threads']:.0f}"
             self._print(
                 f"step {event.step}: other programs need CPUs, so each process computes with {threads} "
-                f"thread{'s' * (threads != '1')} from now on (train.threads=N keeps a number)"
+                f"thread{'s' * (threads != '1')} from now on (set train.threads=N to fix it)"
             )
 
     def epoch(self, report: EpochReport, test: Evaluation) -> None:  # noqa: D102
@@ -164,7 +164,7 @@ def next_commands(run: str, *, data: str) -> list[tuple[str, str]]:
     """Suggest what to type after a run: commands, and what each is for."""
     program = program_name()
     parent = Path(run).parent
-    watched, run = shlex.quote(str(parent) if parent.name == "runs" else run), shlex.quote(run)
+    watched, run = quote(str(parent) if parent.name == "runs" else run), quote(run)
     return [
         (f"{program} monitor {watched}", "watch it in TensorBoard"),
         (f"{program} predict {run} PICTURE.png", "label pictures"),
@@ -199,7 +199,7 @@ def _facts(plan: Plan, *, more: str) -> list[tuple[str, str]]:
         ("device", f"{plan.device} ({plan.device_reason}); {ranks}, {threads} each" + why),
         ("precision", f"{plan.precision} ({plan.precision_reason})" + ("; TF32 off" if plan.device == "cuda" else "")),
         ("global batch", f"{plan.batch_arithmetic}  (micro-batch x accumulation x processes)"),
-        ("length", f"{plan.total_steps:,} steps, {plan.epochs:g} epochs" + resumed),
+        ("length", f"{plan.total_steps:,} steps, {plan.planned_epochs:g} epochs" + resumed),
         ("model", f"{plan.model}, {plan.parameters:,} weights"),
         ("optimizer", f"{plan.optimizer}; schedule {plan.schedule}"),
         ("data", f"{plan.data}: {splits}"),
@@ -212,7 +212,7 @@ def _facts(plan: Plan, *, more: str) -> list[tuple[str, str]]:
 
 
 def _epoch(plan: Plan, epoch: int) -> str:
-    return f"epoch {epoch}/{plan.epochs:g}"
+    return f"epoch {epoch}/{plan.last_epoch}"
 
 
 TITLES = {

@@ -5,12 +5,7 @@ from __future__ import annotations
 import re
 
 from mnist_dist.errors import MnistDistError
-
-_NO_WIDTH = re.compile(
-    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
-)
-"""Letters and marks by their category that nobody sees: fillers, joiners, variation selectors, the empty Braille cell.
-All else without width, or that changes a text's direction, is not printable anyway."""
+from mnist_dist.shell import is_visible
 
 
 def shown(text: object) -> str:
@@ -26,9 +21,7 @@ def shown(text: object) -> str:
     line = str(text)
     if line.isascii() and line.isprintable():
         return line
-    return "".join(
-        c if c.isprintable() and not _NO_WIDTH.match(c) else c.encode("unicode_escape").decode() for c in line
-    )
+    return "".join(c if is_visible(c) else c.encode("unicode_escape").decode() for c in line)
 
 
 def shown_lines(text: object) -> str:

@@ -54,6 +54,8 @@ CLAIM = ["--image", "mnist-dist:0.1.0", "--run-claim", "runs"]
         (["launch", "local", "--", "nothing-like-this"], 2, "nothing-like-this cannot be started"),
         (["train", "--processes", "3"], 2, "which 3 processes cannot share equally: use 30 or 33."),
         (["train", "--device", "cuda"], 2, "no CUDA GPU is visible here"),
+        (["train", "--run", ""], 2, "--run is empty: give it a value, or leave it out"),
+        (["launch", "torchrun", "--", "train", "--run-dir", ""], 2, "--run-dir is empty: give it a value"),
         (["train", "--device", "mps"], 2, "there is no Apple GPU here"),
         (["train", "--precision", "fp16", "--device", "cpu"], 2, "fp16 needs a CUDA GPU, and this run is on cpu"),
         (["train", "--set", "train.global_batch=2000"], 2, "only 1438 training pictures"),

@@ -176,3 +176,29 @@ def test_a_machine_without_a_temporary_folder_is_told_so(words):
     assert ended.returncode == 5, ended.stderr
     assert "set TMPDIR to one, with room in it." in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("words", [["config", "list"], ["config", "show"], QUICK], ids=" ".join)
+def test_a_full_disk_behind_standard_output_is_a_storage_error(tmp_path, words):
+    ended = run([*PROGRAM, *words], tmp_path, "> /dev/full")
+    assert ended.returncode == 5, ended.stderr
+    assert "No space left on device: make room." in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert "Exception ignored" not in ended.stderr
+
+
+def test_a_reader_that_has_gone_ends_a_command_as_sigpipe_would(tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run(
+        [*PROGRAM, "config", "list"], stdout=writer, stderr=subprocess.PIPE, cwd=tmp_path, timeout=60
+    )
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize("left", [{"WORLD_SIZE": "abc"}, {"RANK": "foo"}, {"WORLD_SIZE": "3"}], ids=str)
+def test_variables_left_beside_accelerates_change_nothing(tmp_path, left):
+    ended = run([*PROGRAM, *QUICK, "--json"], tmp_path, ACCELERATE_DYNAMO_MODE="default", **left)
+    assert ended.returncode == 0, ended.stderr
+    assert '"finished"' in ended.stdout

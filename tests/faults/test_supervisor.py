@@ -111,7 +111,7 @@ def test_an_error_at_the_same_step_again_is_no_accident(command, plant, tmp_path
     assert ended.code == 1
     assert ended.err.count("warning:") == 1
     assert "error: Rank 1 failed, which is a bug: ValueError: planted." in ended.err
-    assert "failed in the same way at the same step" in ended.err
+    assert "The same error recurred at the same step" in ended.err
     assert "Traceback" not in ended.err
     log = (tmp_path / "run" / "logs" / "rank-1.log").read_text()
     assert log.count("ValueError: planted") == 2

@@ -17,6 +17,7 @@ def resolve(*settings, source=None):
         ("train.epoch=3", "no config key 'train.epoch'.*Did you mean 'train.epochs'"),
         ("optimiser.momentum=0.5", "no config key 'optimiser.momentum'.*Did you mean 'optimizer.momentum'"),
         ("train.epochs=many", "train.epochs is 'many'.*it must be a number from 1e-6 to 1,000,000"),
+        ("train.threads=many", "a whole number from 1 to 1,024, auto or null"),
         ("train.global_batch=0", "train.global_batch is 0.*a whole number from 1 to 10,000,000"),
         ("train=3", "train is 3.*section"),
         ("data.root.x=1", "data.root.*"),

@@ -192,6 +192,12 @@ def test_a_grid_has_a_place_for_each_picture():
     assert nine.height > 1.8 * one.height
 
 
+def test_a_plan_says_what_is_done_of_an_epoch():
+    plan = replace(PLAN, epochs=15, total_steps=20)
+    assert (plan.planned_epochs, plan.last_epoch) == (0.4, 1)
+    assert (PLAN.planned_epochs, PLAN.last_epoch) == (2, 2)
+
+
 @pytest.mark.parametrize("colour", [True, False])
 def test_pictures_are_drawn_in_any_terminal(colour):
     console = Console(file=io.StringIO(), force_terminal=colour, color_system="truecolor" if colour else None, width=80)

@@ -34,7 +34,7 @@ def test_the_same_error_at_the_same_step_twice_is_the_last():
     assert restarts.refusal(failure(1, step=5)) is None
     assert restarts.refusal(failure(1, step=6)) is None
     assert restarts.refusal(failure(1, step=6, message="another")) is None
-    assert "same way at the same step" in restarts.refusal(failure(1, step=6, message="another"))
+    assert "The same error recurred at the same step" in restarts.refusal(failure(1, step=6, message="another"))
 
 
 def test_a_failure_of_which_nothing_is_known_is_not_taken_for_the_same():

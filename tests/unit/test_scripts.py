@@ -6,12 +6,16 @@ import subprocess
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
-from mnist_dist.errors import ConfigError
+from mnist_dist.errors import ConfigError, typed
 from mnist_dist.launch.engines import Cluster, torchrun
 from mnist_dist.launch.kubernetes import KubernetesJob, render
 from mnist_dist.launch.slurm import SlurmJob
 from mnist_dist.launch.slurm import render as render_script
+from mnist_dist.observe.console import next_commands
+from mnist_dist.observe.names import shown
 from mnist_dist.shell import join, quote
 
 ODD = [
@@ -26,6 +30,7 @@ ODD = [
     "'\n'",
     "\\n\n$'",
     "Käse\u2028\x85ende",
+    "a\u00a0b\u200bc\u3164'\\",
     "",
 ]
 
@@ -36,6 +41,16 @@ def test_bash_reads_every_word_as_it_was():
     assert len(line.splitlines()) == 1
     told = subprocess.run(["bash", "-c", line], capture_output=True, check=True, env={"LC_ALL": "C.UTF-8"}).stdout
     assert told.decode().split("\0")[:-1] == ODD
+
+
+@given(st.text(st.characters(), max_size=40))
+def test_a_quoted_word_is_printed_as_it_is(word):
+    assert shown(quote(word)) == quote(word)
+
+
+def test_a_command_in_a_message_can_be_typed():
+    assert typed("resume", "a\u00a0b") == r"`mnist-dist resume $'a\xc2\xa0b'`"
+    assert next_commands("a\u00a0b", data="d")[1][0].endswith(r" predict $'a\xc2\xa0b' PICTURE.png")
 
 
 @pytest.mark.parametrize("word", ODD)

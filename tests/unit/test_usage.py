@@ -5,7 +5,8 @@ import typer
 
 from mnist_dist.cli.app import app
 from mnist_dist.cli.flags import KEYS
-from mnist_dist.cli.usage import explain, is_help
+from mnist_dist.cli.usage import check_words, explain, is_help
+from mnist_dist.errors import ConfigError
 
 VALUES = ["five", "", " ", "nan", "inf", "-inf", "1e300", "1e-310", "-1", "0", "1.5", "9" * 5000, "9" * 20, "٣", "0x10",
           "\x1b[31m", "a\nb", "\udcff", "x" * 100_000]  # fmt: skip
@@ -79,3 +80,21 @@ def test_a_command_without_its_words_shows_its_help():
     with pytest.raises(typer.TyperException) as shown:
         app(["launch"], standalone_mode=False)
     assert is_help(shown.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["train", "--run", ""], "--run"),
+        (["train", "--run="], "--run"),
+        (["train", "--config", ""], "--config"),
+        (["predict", "r", ""], "An argument"),
+    ],
+)
+def test_an_empty_word_is_no_path(words, name):
+    with pytest.raises(ConfigError, match=f"^{name} is empty: give it a value"):
+        check_words(words)
+
+
+def test_words_behind_two_dashes_may_be_empty():
+    check_words(["launch", "local", "--", "prog", ""])
