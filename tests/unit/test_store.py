@@ -13,7 +13,7 @@ from mnist_dist.config.schema import EMBEDDED_DIGITS, Data
 from mnist_dist.data import open_dataset, sources, store
 from mnist_dist.data.decoding import decode
 from mnist_dist.data.pictures import Decoding
-from mnist_dist.errors import ConfigError, DataError
+from mnist_dist.errors import ConfigError, DataError, StorageError
 from mnist_dist.folder import RunFolder
 from mnist_dist.launch.local import private_folder
 
@@ -294,3 +294,22 @@ def test_nothing_is_written_down_in_a_store_while_another_process_writes_there(t
         assert (built.folder / "folders.json").read_bytes() == before
     open_store(root)
     assert (built.folder / "folders.json").read_bytes() != before
+
+
+def test_a_picture_that_cannot_be_read_now_costs_no_store(tmp_path, folder_of, open_store, said, monkeypatch):
+    def refuse(path, *words, plain=os.open):
+        if str(path) == f"{file}":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+        return plain(path, *words)
+
+    root = folder_of(tmp_path / "data")
+    file = root / "train" / "class-0" / "0.png"
+    built = open_store(root)
+    os.utime(file, (1, 1))
+    said.clear()
+    with monkeypatch.context() as planted:
+        planted.setattr(os, "open", refuse)
+        with pytest.raises(StorageError, match="0.png: Input/output error"):
+            open_store(root)
+    assert open_store(root).folder == built.folder
+    assert not said
