@@ -309,7 +309,7 @@ def test_a_picture_that_cannot_be_read_now_costs_no_store(tmp_path, folder_of, o
     said.clear()
     with monkeypatch.context() as planted:
         planted.setattr(os, "open", refuse)
-        with pytest.raises(StorageError, match="0.png: Input/output error"):
+        with pytest.raises(StorageError, match=r"0\.png: Input/output error"):
             open_store(root)
     assert open_store(root).folder == built.folder
     assert not said
