@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError, model_validator
 
-from mnist_dist.data.files import BLOCK, DamagedError, is_folder, map_array, read_sealed, verify_array
+from mnist_dist.data.files import BLOCK, DamagedError, is_folder, map_array, open_regular, read_sealed, verify_array
 
 FORMAT = 4
 INDEX = "index.json"
@@ -255,8 +255,10 @@ def verify(store: Store, few_bytes: int = FEW_BYTES) -> None:
             verify_array(path, sums, some if array == "images" else None)
         if not 0 <= int(split.labels.min()) <= int(split.labels.max()) < len(store.classes):
             raise DamagedError(f"{array_path(store.folder, name, 'labels').name} has classes that do not exist")
-        columns = split.moments.reshape(len(split.labels), -1).T  # summed up one by one, in a tenth of the time
-        if [int(column.sum()) for column in columns] != split.totals.ravel().tolist():
+        with open_regular(array_path(store.folder, name, "moments")) as file:  # faster than through the memory map
+            file.seek(-split.moments.nbytes, os.SEEK_END)
+            columns = np.fromfile(file, np.uint64).reshape(len(split.labels), -1).T
+        if [int(column.sum()) for column in columns] != split.totals.ravel().tolist():  # faster than sum(axis=0)
             raise DamagedError(f"the totals of {name} in {INDEX} are not those of its pictures")
 
 
