@@ -7,6 +7,7 @@ decoder raises, prints or warns of is told with the picture's name.
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import logging
 import os
@@ -25,7 +26,7 @@ from PIL import Image, ImageFile
 
 from mnist_dist.data import png_chunks
 from mnist_dist.data.png import READ, SIGNATURE
-from mnist_dist.errors import DataError, DeviceMemoryError
+from mnist_dist.errors import STORAGE, DataError, DeviceMemoryError, storage_error
 
 MAX_MEGAPIXELS = 256
 """Larger pictures are refused unless the config says otherwise; phones take up to 200 megapixels."""
@@ -64,6 +65,8 @@ ORIENTATION, BITS, PHOTOMETRIC, PLANAR, TILE_WIDTH, TILE_LENGTH, SAMPLE_FORMAT =
 """Tags of TIFF."""
 UNSIGNED, FLOATS = 1, 3
 """Kinds of values in TIFF."""
+OF_THE_DISK = STORAGE - {errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
+"""Numbers of system errors that say nothing of the picture."""
 HARMLESS = re.compile(r'_TIFFVSetField: .* "(Orientation|ResolutionUnit|[XY]Resolution)" tag')
 """Errors of libtiff about tags on which no pixel depends."""
 
@@ -93,7 +96,7 @@ def decode(
     """Decode one picture: upright, on white where it is transparent, resized.
 
     A file with several pictures gives its first. 16-bit gray is divided by 257. Floats must lie in [0, 1] and are
-    multiplied by 255. 32-bit and signed integers are refused, for nothing says which value is white.
+    multiplied by 255. 32-bit and signed integers are refused: they have no defined white.
 
     Args:
         path: Of one of the formats of `SIGNATURES`, whatever its ending.
@@ -108,6 +111,7 @@ def decode(
 
     Raises:
         UnreadableError: The file is missing, damaged, no picture, or of a kind that is not read.
+        StorageError: The disk or its permissions do not let it be read now, which says nothing of the picture.
         DeviceMemoryError: Memory does not hold the picture.
     """
     try:
@@ -121,6 +125,8 @@ def decode(
                 f"Memory ran out while {path} was decoded: free some, decode on fewer CPUs at once (taskset), or make "
                 f"the picture smaller."
             ) from None
+        if isinstance(error, OSError) and error.errno in OF_THE_DISK:
+            raise storage_error(OSError(error.errno, error.strerror, str(path))) from None
         raise UnreadableError(path, _reason(error, str(path))) from None
     return pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
@@ -221,7 +227,7 @@ def _open_tiff(file: BinaryIO, most: int) -> tuple[ImageFile.ImageFile, Convert]
     kinds = tags.get(SAMPLE_FORMAT, 1)
     known = FLOATS if picture.mode == "F" else UNSIGNED
     if picture.mode == "I" or set(kinds if isinstance(kinds, tuple) else (kinds,)) != {known}:
-        raise ValueError("nothing says which of its 32-bit or signed values is white: save it with 8 or 16 bits")
+        raise ValueError("its 32-bit or signed values have no defined white: save it with 8 or 16 bits")
     if tags.get(PLANAR) == 2 and picture.mode in ("LA", "La", "PA"):
         raise ValueError("its transparency is in a plane of its own: save it with interleaved samples")
     if tags.get(TILE_WIDTH, 1) * tags.get(TILE_LENGTH, 1) > 4 * picture.width * picture.height + STRIP_PIXELS:

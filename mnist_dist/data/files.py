@@ -137,7 +137,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
         if "format" in sealed:
             return dict(sealed)
         record: dict[str, Any] = sealed["record"]
-        if sealed["sha256"] != _seal(record):
+        if not isinstance(record, dict) or sealed["sha256"] != _seal(record):
             raise ValueError
     except (ValueError, KeyError, TypeError, RecursionError):
         what = "is empty" if not content else "is not as it was written"

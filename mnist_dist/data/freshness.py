@@ -16,14 +16,16 @@ from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, ValidationError
 
 from mnist_dist.data.files import DamagedError, map_array, put, read_sealed, write_array, write_sealed
 from mnist_dist.data.pictures import Decoding, decode_all, hand_over
 from mnist_dist.data.sources import Listing, file_stamp
-from mnist_dist.data.stored import DTYPES, Names, Store, array_path
+from mnist_dist.data.stored import DTYPES, Names, Sealed, Store, Text, array_path
 from mnist_dist.data.walk import folder_stamp
 
 MOST_FILES = 200_000
@@ -42,6 +44,16 @@ class Look:
 
     def __str__(self) -> str:
         return "" if self.files == self.of else f", {self.files:,} of {self.of:,} files looked at"
+
+
+class Record(Sealed):
+    """What `remember` writes."""
+
+    folders: dict[Text, list[int] | None]
+    settled: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
+    leads_out: bool
+    stamps: dict[str, int]
+    """CRC-32 of the stamps of each split."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,19 +92,19 @@ def recall(store: Store) -> Memory:
         DamagedError: A file is missing or damaged.
     """
     assert store.folder is not None
-    record = read_sealed(store.folder / FOLDERS)
     try:
-        stamps = {}
-        for name, split in store.splits.items():
-            stamps[name] = map_array(array_path(store.folder, name, "stamps"), DTYPES["stamps"], (4, len(split.labels)))
-            if zlib.crc32(stamps[name].data) != record["stamps"][name]:
-                raise DamagedError(f"bits of {array_path(store.folder, name, 'stamps').name} have flipped")
-        settled, folders, leads_out = int(record["settled"]), dict(record["folders"]), bool(record["leads_out"])
-        if any(path.startswith("/") or ".." in path.split("/") for path in folders):
-            raise ValueError
-    except (KeyError, TypeError, ValueError, AttributeError):
+        record = Record.model_validate(read_sealed(store.folder / FOLDERS))
+    except ValidationError:
         raise DamagedError(f"{FOLDERS} is not as it was written") from None
-    return Memory(folders=folders, settled=settled, leads_out=leads_out, stamps=stamps)
+    if any(path.startswith("/") or ".." in path.split("/") for path in record.folders):
+        raise DamagedError(f"{FOLDERS} leads out of the data folder")
+    stamps = {}
+    for name, split in store.splits.items():
+        path = array_path(store.folder, name, "stamps")
+        stamps[name] = map_array(path, DTYPES["stamps"], (4, len(split.labels)))
+        if zlib.crc32(stamps[name].data) != record.stamps.get(name):
+            raise DamagedError(f"bits of {path.name} have flipped")
+    return Memory(folders=record.folders, settled=record.settled, leads_out=record.leads_out, stamps=stamps)
 
 
 def look(root: Path, store: Store, memory: Memory) -> Look | None:

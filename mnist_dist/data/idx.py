@@ -15,9 +15,11 @@ import os
 import stat
 import struct
 import sys
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
@@ -29,8 +31,9 @@ from PIL import Image
 
 from mnist_dist import locks
 from mnist_dist.data.files import remove
-from mnist_dist.errors import ConfigError, DataError
+from mnist_dist.errors import STORAGE, ConfigError, DataError, WorkerError, storage_error
 from mnist_dist.machine import allowed_cpus, die_with_parent, start_helper
+from mnist_dist.storage import named
 
 MNIST_MD5 = {
     "6bbc9ace898e44ae57da46a324031adb",
@@ -47,7 +50,6 @@ DEFLATE_RATIO = 1032
 """No zipped byte becomes more than so many (zlib's documentation)."""
 UNFINISHED = ".importing-"
 """How the folder's name begins in which an import is written."""
-SPLITS = ("train", "test")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,22 +89,22 @@ def read_idx_folder(folder: Path) -> IdxSet:
 def write_image_folder(idx: IdxSet, target: Path, announce: Callable[[str], None]) -> None:
     """Write a data set as `target/<split>/<class>/<number>.png`; all of it, or nothing.
 
-    It is written into a hidden folder of the target, and the splits are renamed at the end. What an import leaves that
-    was killed is removed by the next one.
+    It is written into a hidden folder of the target, and the splits are renamed at the end. The next import removes
+    the hidden folder of one that was killed, and nothing else.
 
     Raises:
         ConfigError: The target exists and is not empty.
+        WorkerError: A process that wrote pictures was killed.
         OSError: The disk is full or read-only.
     """
     check_target(target)
     is_new = not target.exists()
-    temporary = target / f"{UNFINISHED}{os.getpid()}"
+    target.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=target))  # no other import has it, on any machine
     try:
-        temporary.mkdir(parents=True)
         with locks.held(temporary / "lock"):
-            check_target(target, own=temporary)
-            for path in set(target.iterdir()) - {temporary}:
-                remove(path)
+            for left in check_target(target, own=temporary):
+                remove(left)
             for split, images in idx.images.items():
                 announce(f"Writing {len(images):,} pictures to {target / split}")
                 _write_split(temporary / split, images, idx.labels[split], classes=_class_names(idx))
@@ -115,22 +117,24 @@ def write_image_folder(idx: IdxSet, target: Path, announce: Callable[[str], None
                 target.rmdir()
 
 
-def check_target(target: Path, own: Path | None = None) -> None:
+def check_target(target: Path, own: Path | None = None) -> list[Path]:
     """Make sure that a folder can be imported to.
 
     Args:
         target: The folder; it need not exist.
         own: What this import has made in it.
 
+    Returns:
+        The hidden folders that killed imports have left in it.
+
     Raises:
-        ConfigError: It exists and holds anything but what a killed import left, or another import is writing there.
+        ConfigError: It exists and holds anything else, or another import is writing there.
     """
     if not target.exists():
-        return
+        return []
     entries = sorted({*target.iterdir()} - {own}) if target.is_dir() else [target]
     unfinished = [path for path in entries if path.name.startswith(UNFINISHED) and path.is_dir()]
-    others = [path for path in entries if path not in unfinished]
-    if others and not (unfinished and all(path.name in SPLITS for path in others)):
+    if len(unfinished) < len(entries):
         raise ConfigError(f"--to {target} exists and is not empty: name a new folder, or remove it first.")
     for path in unfinished:
         try:
@@ -138,6 +142,7 @@ def check_target(target: Path, own: Path | None = None) -> None:
                 pass
         except Timeout:
             raise ConfigError(f"--to {target}: another import is writing there. Wait for it.") from None
+    return unfinished
 
 
 def _find(folder: Path, stems: tuple[str, ...], kind: str) -> Path:
@@ -170,10 +175,14 @@ def _read(path: Path, dimensions: int, digests: set[str], count: int | None = No
         dimensions: 3 for images, 1 for labels.
         digests: Gets the MD5 of its unzipped content.
         count: What its first dimension must be.
+
+    Raises:
+        DataError: It is damaged, too large or no such file.
+        StorageError: The disk does not let it be read now.
     """
     header = 4 + 4 * dimensions
     try:
-        with _open(path) as (file, most):
+        with named(path), _open(path) as (file, most):
             start = file.read(header)
             shape = _shape(path, start, dimensions)
             if count is not None and shape[0] != count:
@@ -181,6 +190,8 @@ def _read(path: Path, dimensions: int, digests: set[str], count: int | None = No
             length = math.prod(shape)
             content = file.read(min(length + 1, most))
     except (OSError, EOFError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno in STORAGE:
+            raise storage_error(error) from None
         raise DataError(f"{path} cannot be read: {error}. Get the file again.") from None
     if len(content) != length:
         holds = f"holds {len(content)}" if len(content) < length else "holds more"
@@ -244,8 +255,14 @@ def _write_split(folder: Path, images: NDArray[np.uint8], labels: NDArray[np.uin
             _write_chunk(job)
         return
     fork = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(allowed_cpus(), fork, start_helper, (die_with_parent(),)) as pool:
-        list(pool.map(_write_chunk, jobs))
+    try:
+        with ProcessPoolExecutor(allowed_cpus(), fork, start_helper, (die_with_parent(),)) as pool:
+            list(pool.map(_write_chunk, jobs))
+    except BrokenProcessPool:
+        raise WorkerError(
+            "A process that was writing pictures was killed, perhaps because memory ran out: free some, or use fewer "
+            "CPUs at once (taskset), and start the command again."
+        ) from None
 
 
 def _write_chunk(job: tuple[Path, int, NDArray[np.uint8], NDArray[np.uint8], list[str]]) -> None:

@@ -9,8 +9,9 @@ import multiprocessing
 import os
 import signal
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, MutableSequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ PLAIN_CHUNK = 2048
 CHUNK_BYTES = 1 << 25
 """What one process decodes before it hands it over: so many pictures or bytes at most. Filters of plain PNG files are
 undone for a whole chunk together; other pictures may take a while each."""
+CHUNKS_AHEAD = 8
+"""Chunks that are handed out ahead of the one that is waited for, per process."""
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, getattr(signal, "SIGBUS", signal.SIGSEGV))
 """Signals by which a process ends that its own code has killed."""
 
@@ -150,6 +153,7 @@ def decode_all(root: Path, files: tuple[str, ...], decoding: Decoding, keep: Kee
     Raises:
         DataError: A picture made its decoder crash.
         DeviceMemoryError: Memory ran out, or the system killed a process, most likely for its memory.
+        StorageError: The disk or its permissions do not let a picture be read now.
     """
     image_size, channels = decoding.image_size, decoding.channels
     plain, _ = decode_plain([f"{root}/{file}" for file in files[:1]], image_size, channels)  # as the others likely are
@@ -187,14 +191,19 @@ def _in_processes(chunks: _Chunks[T]) -> Iterator[Chunk[T]]:
     others = set(multiprocessing.active_children())
     fork = multiprocessing.get_context("fork")
     processes = max(1, min(allowed_cpus(), len(chunks)))  # there may be nothing to decode
+    workers: set[multiprocessing.process.BaseProcess] = set()
+    submitted: deque[Future[Chunk[T]]] = deque()
     try:
         with ProcessPoolExecutor(processes, fork, _begin, (die_with_parent(), chunks)) as pool:
-            decoded = pool.map(_decode_chunk, range(len(chunks)))
+            pool.submit(os.getpid)  # starts them all
             workers = set(multiprocessing.active_children()) - others
             try:
-                yield from decoded
-            except BrokenProcessPool:
-                raise
+                for chunk in range(len(chunks)):
+                    submitted.append(pool.submit(_decode_chunk, chunk))
+                    if len(submitted) > CHUNKS_AHEAD * processes:
+                        yield submitted.popleft().result()
+                while submitted:
+                    yield submitted.popleft().result()
             except BaseException:  # a signal, or an error: nobody waits for the chunks that are being decoded
                 for worker in workers:
                     worker.terminate()

@@ -88,7 +88,7 @@ def read_picture(file: BinaryIO, most: int) -> Picture:
             most_of[IMAGE_DATA] -= len(content)
         else:
             ended = begun
-        if kind == b"tRNS" and len(content) >= 2 * VALUES.get(colour, len(content)):
+        if kind == b"tRNS" and colour in VALUES and len(content) >= 2 * VALUES[colour]:
             content, transparent = _transparent(content, depth, VALUES[colour])
         if content is not None:
             kept += chunk(kind, content)

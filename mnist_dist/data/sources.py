@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mnist_dist.data.walk import EXTENSIONS, OUTSIDE, Walk
+from mnist_dist.data.walk import EXTENSIONS, OUTSIDE, Walk, is_folder
 from mnist_dist.errors import DataError, typed
 
 SPLITS = ("train", "val", "test")
@@ -185,10 +185,10 @@ def _beside_splits(root: Path) -> dict[str, str]:
     with os.scandir(root) as entries:
         for entry in entries:
             if entry.name not in (*SPLITS, OWN_FOLDER):
-                is_folder = entry.is_dir()
-                like_val = is_folder and entry.name.lower() in LIKE_VAL
+                folder = is_folder(entry)
+                like_val = folder and entry.name.lower() in LIKE_VAL
                 reason = "call it val to validate on it" if like_val else "beside train, val and test"
-                ignored[entry.path + "/" * is_folder] = reason
+                ignored[entry.path + "/" * folder] = reason
     return ignored
 
 

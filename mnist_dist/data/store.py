@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import numpy as np
+from filelock import Timeout
 from numpy.typing import NDArray
 
 from mnist_dist import heartbeat, locks
@@ -70,7 +71,7 @@ def open_or_build(root: Path, decoding: Decoding, announce: Announce, *, follow_
     homes = [root / OWN_FOLDER, *_user_cache(root)]
     for home in homes:
         try:
-            for store, memory in _whole_stores(home, _kind(decoding), announce):
+            for store, memory in _whole_stores(home, _kind(decoding), announce, home / "lock"):
                 if memory is not None and (follow_links or not memory.leads_out):
                     looked = look(root, store, memory)
                     if looked is not None:
@@ -81,6 +82,9 @@ def open_or_build(root: Path, decoding: Decoding, announce: Announce, *, follow_
     listing = scan(root, follow_links=follow_links)
     for store, memory in found:
         if _agrees(listing, store, memory, decoding, announce):
+            assert store.folder is not None
+            with contextlib.suppress(OSError, Timeout), locks.held(store.folder.parent / "lock", blocking=False):
+                remember(listing, store.folder)
             return store
     for home in homes:
         try:
@@ -97,8 +101,16 @@ def _kind(decoding: Decoding) -> str:
     return "x".join(map(str, decoding.shape))
 
 
-def _whole_stores(home: Path, kind: str, announce: Announce) -> Iterator[tuple[Store, Memory | None]]:
+def _whole_stores(
+    home: Path, kind: str, announce: Announce, lock: Path | None = None
+) -> Iterator[tuple[Store, Memory | None]]:
     """Yield the stores of a picture size that are not damaged, with what they remember of the files.
+
+    Args:
+        home: Of the stores.
+        kind: How their names begin.
+        announce: Gets a line where one is damaged.
+        lock: Of those who write there; None: the caller holds it.
 
     Raises:
         OSError: The disk or its permissions do not let them be read.
@@ -115,26 +127,37 @@ def _whole_stores(home: Path, kind: str, announce: Announce) -> Iterator[tuple[S
             announce(f"The decoded pictures in {folder} are damaged ({error}).")
             continue
         try:
-            memory = recall(store)
+            memory = _recall(store, lock)
         except DamagedError as error:
             announce(f"What {folder} knows of the files is damaged ({error}): all pictures are compared with it.")
             memory = None
         yield store, memory
 
 
+def _recall(store: Store, lock: Path | None) -> Memory:
+    """Recall what a store remembers; if another process is writing it down just now, wait for it.
+
+    Raises:
+        DamagedError: A file is missing or damaged.
+    """
+    try:
+        return recall(store)
+    except DamagedError:
+        if lock is None:
+            raise
+        with contextlib.suppress(OSError), locks.held(lock):  # the disk may be read-only
+            pass
+        return recall(store)
+
+
 def _agrees(listing: Listing, store: Store, memory: Memory | None, decoding: Decoding, announce: Announce) -> bool:
-    """Return whether a store is what its files are now; if so, it remembers them."""
-    assert store.folder is not None
+    """Return whether a store is what its files are now."""
     progress = Announcer(announce)
 
     def say(left: int) -> None:
         progress(f"Comparing pictures with the store: {left:,} left")
 
-    if not agrees(listing, store, memory, decoding, say):
-        return False
-    with contextlib.suppress(OSError):  # the disk may be read-only
-        remember(listing, store.folder)
-    return True
+    return agrees(listing, store, memory, decoding, say)
 
 
 def _build_locked(listing: Listing, home: Path, decoding: Decoding, announce: Announce) -> Store:
@@ -145,19 +168,25 @@ def _build_locked(listing: Listing, home: Path, decoding: Decoding, announce: An
     with locks.held(home / "lock") as locked:
         for store, memory in _whole_stores(home, kind, lambda line: None):
             if _agrees(listing, store, memory, decoding, announce):
+                assert store.folder is not None
+                with contextlib.suppress(OSError):  # the disk may be read-only
+                    remember(listing, store.folder)
                 return store  # another process has built it while this one waited
-        for pattern in (f"{kind}-*", *["building-*"] * locked):  # without locks, others may be building
-            for path in home.glob(pattern):
+        if locked:  # without locks, others may be building
+            for path in home.glob("building-*"):
                 remove(path)
         temporary = home / f"building-{kind}-{os.getpid()}-{time.time_ns():x}"
         try:
             temporary.mkdir()
             seconds, sha256 = _build(listing, temporary, decoding, announce, home)
             folder = home / f"{kind}-{sha256[:16]}"
+            remove(folder)
             temporary.rename(folder)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+        for path in set(home.glob(f"{kind}-*")) - {folder}:  # not before: a picture might not have been readable
+            remove(path)
     try:
         built = open_folder(folder, f"decoded in {seconds:.1f} s")
     except DamagedError as error:

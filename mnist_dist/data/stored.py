@@ -13,12 +13,13 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, overload
+from typing import Annotated, Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError, model_validator
 
-from mnist_dist.data.files import BLOCK, DamagedError, is_folder, map_array, read_sealed, verify_array
+from mnist_dist.data.files import BLOCK, DamagedError, is_folder, map_array, open_regular, read_sealed, verify_array
 
 FORMAT = 4
 INDEX = "index.json"
@@ -86,6 +87,48 @@ class Names(Sequence[str]):
         starts = np.where(rows > 0, self.ends[rows - 1], 0)
         for start, end in zip(starts.tolist(), self.ends[rows].tolist(), strict=True):
             yield text[start:end].tobytes()
+
+
+Count = Annotated[int, Field(ge=1, lt=1 << 63)]
+Total = Annotated[int, Field(ge=0, lt=1 << 63)]
+Text = InstanceOf[str]
+"""A name of any bytes, which pydantic's own strings refuse."""
+
+
+class Sealed(BaseModel):
+    """What stands in a sealed file of a store, whoever wrote it: types are exact, and numbers bounded."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+
+class Facts(Sealed):
+    """What the index says of a split."""
+
+    images: Count
+    names: Count
+    """Bytes of all file names together."""
+    totals: list[Annotated[list[Total], Field(min_length=2, max_length=2)]]
+    crc32: dict[str, list[Total]]
+
+
+class Index(Sealed):
+    """What makes a folder a store; the sizes of its files are compared with it."""
+
+    channels: int
+    image_size: Count
+    classes: list[Text]
+    splits: dict[Literal["train", "val", "test"], Facts]
+    sha256: Text
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Index:
+        """Raise where channels, splits, totals or checksums are not those of any store."""
+        splits = self.splits.values()
+        if self.channels not in (1, 3) or not {"train", "test"} <= self.splits.keys():
+            raise ValueError
+        if any(len(facts.totals) != self.channels or facts.crc32.keys() != VERIFIED for facts in splits):
+            raise ValueError
+        return self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,50 +209,29 @@ def open_folder(folder: Path, state: str = "decoded earlier") -> Store | None:
     index = read_sealed(folder / INDEX)
     if index.get("format") != FORMAT:
         return None
-    if not _is_index(index):
-        raise DamagedError(f"{INDEX} is not as it was written")
-    shape = index["channels"], index["image_size"], index["image_size"]
-    splits = {name: _open_split(folder, name, facts, shape) for name, facts in index["splits"].items()}
+    try:
+        known = Index.model_validate(index)
+    except ValidationError:
+        raise DamagedError(f"{INDEX} is not as it was written") from None
+    shape = known.channels, known.image_size, known.image_size
+    splits: dict[str, Stored] = {name: _open_split(folder, name, facts, shape) for name, facts in known.splits.items()}
     return Store(
-        classes=tuple(index["classes"]),
+        classes=tuple(known.classes),
         splits=splits,
-        sha256=index["sha256"],
+        sha256=known.sha256,
         state=f"{state}, {folder}",
         folder=folder,
     )
 
 
-def _is_index(index: dict[str, Any]) -> bool:
-    """Tell whether an index says what a store's must, whoever wrote it; file sizes are compared with it next."""
-    try:
-        channels, splits = index["channels"], index["splits"]
-        return (
-            channels in (1, 3)
-            and all(isinstance(name, str) for name in index["classes"])
-            and isinstance(index["sha256"], str)
-            and {"train", "test"} <= set(splits) <= {"train", "val", "test"}
-            and all(_are_counts(index["image_size"], facts["images"], facts["names"]) for facts in splits.values())
-            and all(np.shape(facts["totals"]) == (channels, 2) for facts in splits.values())
-            and all(_are_counts(*np.ravel(facts["totals"]).tolist(), least=0) for facts in splits.values())
-            and all(set(facts["crc32"]) == VERIFIED for facts in splits.values())
-            and all(_are_counts(*sums, least=0) for facts in splits.values() for sums in facts["crc32"].values())
-        )
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return False
-
-
-def _are_counts(*values: object, least: int = 1) -> bool:
-    return all(type(value) is int and least <= value < 1 << 63 for value in values)
-
-
-def _open_split(folder: Path, split: str, facts: dict[str, Any], shape: tuple[int, ...]) -> Stored:
-    count = facts["images"]
+def _open_split(folder: Path, split: str, facts: Facts, shape: tuple[int, ...]) -> Stored:
+    count = facts.images
     return Stored(
         images=_map(folder, split, "images", (count, *shape)),
         labels=_map(folder, split, "labels", (count,)),
         moments=_map(folder, split, "moments", (count, shape[0], 2)),
-        totals=np.array(facts["totals"], np.uint64),
-        files=Names(_map(folder, split, "names", (facts["names"],)), _map(folder, split, "ends", (count,))),
+        totals=np.array(facts.totals, np.uint64),
+        files=Names(_map(folder, split, "names", (facts.names,)), _map(folder, split, "ends", (count,))),
     )
 
 
@@ -221,7 +243,7 @@ def verify(store: Store, few_bytes: int = FEW_BYTES) -> None:
         few_bytes: Of more pixels, a quarter as many bytes are read, in blocks that are drawn anew at each call.
 
     Raises:
-        DamagedError: Some bits have flipped, or labels are out of range.
+        DamagedError: Some bits have flipped, labels are out of range, or totals are wrong.
     """
     assert store.folder is not None
     index = read_sealed(store.folder / INDEX)
@@ -233,6 +255,11 @@ def verify(store: Store, few_bytes: int = FEW_BYTES) -> None:
             verify_array(path, sums, some if array == "images" else None)
         if not 0 <= int(split.labels.min()) <= int(split.labels.max()) < len(store.classes):
             raise DamagedError(f"{array_path(store.folder, name, 'labels').name} has classes that do not exist")
+        with open_regular(array_path(store.folder, name, "moments")) as file:  # faster than through the memory map
+            file.seek(-split.moments.nbytes, os.SEEK_END)
+            columns = np.fromfile(file, np.uint64).reshape(len(split.labels), -1).T
+        if [int(column.sum()) for column in columns] != split.totals.ravel().tolist():  # faster than sum(axis=0)
+            raise DamagedError(f"the totals of {name} in {INDEX} are not those of its pictures")
 
 
 def _map(folder: Path, split: str, name: str, shape: tuple[int, ...]) -> NDArray[Any]:

@@ -1,8 +1,9 @@
 """Walk the folders of a data set: what is a picture, what is passed over, and what is refused, each with its reason.
 
 Only regular files are pictures: opening a named pipe would wait for ever. Links are followed, except back into a folder
-that they lie in. A link that leads out of the data folder is followed only where the user says so: in a folder from
-somebody else, it could point at private pictures, which would then end in a store that travels with the folder.
+that they lie in; where several links of a class lead to one folder, one is followed. A link that leads out of the data
+folder is followed only where the user says so: in a folder from somebody else, it could point at private pictures,
+which would then end in a store that travels with the folder.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
+from heapq import heappop, heappush
 from pathlib import Path
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -48,41 +50,54 @@ class Walk:
         for entry in self._entries(folder):
             if entry.is_symlink() and not self.check_link(entry.path, may_be_folder=True):
                 continue
-            if entry.is_dir():
+            if is_folder(entry):
                 found.append(entry.name)
             else:
                 self.ignored[entry.path] = "beside the class folders"
         return sorted(found)
 
-    def pictures(
-        self, folder: str, above: frozenset[tuple[int, int]] = frozenset()
-    ) -> Iterator[tuple[str, os.stat_result]]:
+    def pictures(self, folder: str) -> Iterator[tuple[str, os.stat_result]]:
         """Yield the path and status of every picture below a folder.
 
+        Of several links to one folder, the one with the shortest path is followed.
+
         Args:
-            folder: Of a class, or below it.
-            above: Device and inode of the folders that it lies in.
+            folder: Of a class.
         """
-        status = self._status(folder)
-        if status is None:
-            return
-        identity = status.st_dev, status.st_ino
-        if identity in above:
-            self.ignored[folder + "/"] = "a link back into a folder that it lies in"
-            return
-        for entry in self._entries(folder):
-            if entry.is_symlink() and not self.check_link(entry.path):
+        folders: list[tuple[str, frozenset[tuple[int, int]]]] = [(folder, frozenset())]  # and those that it lies in
+        links: list[tuple[int, str, frozenset[tuple[int, int]]]] = []  # a heap, by the length of their paths
+        followed: set[tuple[int, int]] = set()
+        while folders or links:
+            by_link = not folders  # links come last: the order on disk never decides which of them is followed
+            path, above = heappop(links)[1:] if by_link else folders.pop()
+            if (status := self._status(path)) is None:
                 continue
-            if entry.is_dir():
-                yield from self.pictures(entry.path, above | {identity})
-            elif (file := self._status(entry.path)) is None:
+            identity = status.st_dev, status.st_ino
+            if identity in above:
+                self.ignored[path + "/"] = "a link back into a folder that it lies in"
                 continue
-            elif not is_picture(entry.name):
-                self.ignored[entry.path] = KINDS.get(stat.S_IFMT(file.st_mode), "not a picture by its ending")
-            elif reason := _why_no_picture(file):
-                self.bad[entry.path] = reason
-            else:
-                yield entry.path, file
+            if by_link and identity in followed:
+                self.ignored[path + "/"] = "one more link to the same folder"
+                continue
+            if by_link:
+                followed.add(identity)
+            for entry in self._entries(path):
+                is_link = entry.is_symlink()
+                if is_link and not self.check_link(entry.path):
+                    continue
+                if is_folder(entry):
+                    if is_link:
+                        heappush(links, (len(entry.path), entry.path, above | {identity}))
+                    else:
+                        folders.append((entry.path, above | {identity}))
+                elif (file := self._status(entry.path)) is None:
+                    continue
+                elif not is_picture(entry.name):
+                    self.ignored[entry.path] = KINDS.get(stat.S_IFMT(file.st_mode), "not a picture by its ending")
+                elif reason := _why_no_picture(file):
+                    self.bad[entry.path] = reason
+                else:
+                    yield entry.path, file
 
     def check_link(self, path: str, *, may_be_folder: bool = False) -> bool:
         """Return whether a link may be followed; where not, note why.
@@ -110,7 +125,7 @@ class Walk:
             with os.scandir(folder) as entries:
                 for entry in entries:
                     if reason := _why_passed_over(entry):
-                        self.ignored[entry.path + "/" * entry.is_dir()] = reason
+                        self.ignored[entry.path + "/" * is_folder(entry)] = reason
                     else:
                         yield entry
         except OSError as error:
@@ -126,6 +141,14 @@ class Walk:
     def _refuse(self, path: str, reason: str, *, matters: bool) -> bool:
         """Note a link that is not followed: a fault where pictures would be missing."""
         (self.bad if matters or is_picture(Path(path).name) else self.ignored)[path] = reason
+        return False
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether there is a folder, or a link to one. A link that leads in a circle is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
         return False
 
 
@@ -156,7 +179,7 @@ def folder_stamp(status: os.stat_result) -> list[int]:
 def _why_passed_over(entry: os.DirEntry[str]) -> str | None:
     if entry.name.startswith("."):
         return HIDDEN
-    return SYSTEM if entry.name.lower() in SYSTEM_FOLDERS and entry.is_dir() else None
+    return SYSTEM if entry.name.lower() in SYSTEM_FOLDERS and is_folder(entry) else None
 
 
 def _why_no_picture(status: os.stat_result) -> str | None:

@@ -118,11 +118,47 @@ def set_path(index):
         lambda index: index["splits"]["train"].update(totals=[[10**30, 1]]),
         lambda index: index["splits"]["train"].update(crc32={}),
         lambda index: index["splits"]["train"]["crc32"].update(images=[]),
+        lambda index: index.update(channels=1.0),
+        lambda index: index.update(channels=True),
+        lambda index: index.update(image_size=float("inf")),
+        lambda index: index["splits"]["train"].update(totals=[[123, 45678]]),
     ],
 )
 def test_an_index_that_asks_for_what_cannot_be_is_refused(root, open_store, said, change):
     good = open_store(root)
     forge(good.folder, change)
+    said.clear()
+    assert open_store(root).sha256 == good.sha256
+    assert sum("damaged" in line for line in said) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"settled": float("inf")},
+        {"settled": float("nan")},
+        {"settled": 1 << 80},
+        {"settled": None},
+        {"folders": {"../..": None}},
+        {"folders": ["train"]},
+        {"stamps": []},
+        {"leads_out": 0},
+    ],
+)
+def test_a_memory_of_files_that_cannot_be_is_refused(root, open_store, said, change):
+    good = open_store(root)
+    record = files.read_sealed(good.folder / "folders.json") | change
+    files.write_sealed(good.folder / "folders.json", record)
+    said.clear()
+    assert open_store(root).sha256 == good.sha256
+    assert sum("damaged" in line for line in said) == 1
+
+
+@pytest.mark.parametrize("record", [[], [["format", 4]], "format", None, 4])
+@pytest.mark.parametrize("name", ["index.json", "folders.json"])
+def test_a_sealed_record_of_another_kind_is_damage(root, open_store, said, name, record):
+    good = open_store(root)
+    files.write_sealed(good.folder / name, record)
     said.clear()
     assert open_store(root).sha256 == good.sha256
     assert sum("damaged" in line for line in said) == 1

@@ -1,4 +1,5 @@
 import contextlib
+import errno
 import io
 import itertools
 import os
@@ -14,7 +15,7 @@ from PIL import Image, ImageOps
 from mnist_dist.data import decoding
 from mnist_dist.data.decoding import UnreadableError, decode
 from mnist_dist.data.pictures import Decoding, decode_all, discard, hand_over
-from mnist_dist.errors import DataError, DeviceMemoryError
+from mnist_dist.errors import DataError, DeviceMemoryError, StorageError
 
 WHOLE = pictures(np.random.default_rng(5))
 
@@ -166,6 +167,14 @@ def test_a_transparent_gray_or_colour_of_any_depth_lies_on_white(decoded, depth,
     expected = values >> 8 if depth == 16 and channels == 3 else values * 255 // top
     expected[(values == values[0, 0]).all(axis=2)] = 255
     assert np.array_equal(got.transpose(1, 2, 0), expected)
+
+
+@pytest.mark.parametrize("mode", ["P", "LA", "RGBA"])
+def test_a_transparency_chunk_without_content_changes_nothing(decoded, mode):
+    content = saved(smooth(np.random.default_rng(0), "RGB").convert(mode), "PNG")
+    at = content.index(b"IDAT") - 4
+    clear = content[:at] + chunk(b"tRNS", b"") + content[at:]
+    assert np.array_equal(decoded(clear, 16, 3), decoded(content, 16, 3))
 
 
 @pytest.mark.parametrize("name", [name for name in WHOLE if WHOLE[name].startswith(SIGNATURE)])
@@ -339,3 +348,24 @@ def test_a_decoding_process_that_dies_is_told_with_its_picture(tmp_path, number,
         (tmp_path / name).write_bytes(WHOLE["RGB.jpg"])
     with pytest.raises(error, match=words):
         list(decode_all(tmp_path, ("a.jpg", "b.jpg"), Decoding(image_size=8, channels=1), partial(kill, number)))
+
+
+def test_a_decoding_process_that_dies_among_very_many_pictures_is_told_with_its_picture(tmp_path, monkeypatch):
+    from functools import partial
+
+    monkeypatch.setattr("mnist_dist.data.pictures.CHUNK", 1)
+    (tmp_path / "a.jpg").write_bytes(WHOLE["RGB.jpg"])
+    files = ("a.jpg",) * 20_000
+    with pytest.raises(DataError, match=r"a\.jpg made the decoder crash \(SIGSEGV\)"):
+        list(decode_all(tmp_path, files, Decoding(image_size=8, channels=1), partial(kill, signal.SIGSEGV)))
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.EACCES])
+def test_a_picture_that_cannot_be_read_now_is_the_disks_fault_and_not_damaged(tmp_path, monkeypatch, number):
+    def refuse(path, *words):
+        raise OSError(number, os.strerror(number), path)
+
+    (tmp_path / "a.png").write_bytes(WHOLE["RGB.png"])
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(StorageError, match=rf"a\.png: {os.strerror(number)}: "):
+        decode(tmp_path / "a.png", 8, 1)

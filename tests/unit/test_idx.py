@@ -1,18 +1,22 @@
+import errno
 import gzip
 import os
+import signal
 import struct
+import sys
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mnist_dist import locks
 from mnist_dist.data.decoding import decode
 from mnist_dist.data.idx import read_idx_folder, write_image_folder
 from mnist_dist.data.sources import scan
-from mnist_dist.errors import ConfigError, DataError
+from mnist_dist.errors import ConfigError, DataError, StorageError, WorkerError
 
 
 def idx(array):
@@ -151,14 +155,12 @@ def test_the_working_folder_can_be_the_target(folder, tmp_path, monkeypatch):
     assert len(scan(Path()).splits["train"].files) == 30
 
 
-@pytest.mark.parametrize("at", ["written", "renamed"])
-def test_what_a_killed_import_left_is_removed_by_the_next(folder, tmp_path, at):
+def test_what_a_killed_import_left_is_removed_by_the_next(folder, tmp_path):
     read, target = read_idx_folder(folder), tmp_path / "Dataset"
-    left = target / ".importing-1"
-    (left / "train" / "00").mkdir(parents=True)
-    (left / "lock").touch()
-    if at == "renamed":
-        (left / "train").rename(target / "train")
+    for number in (1, os.getpid()):  # processes of two containers may have the same number
+        left = target / f".importing-{number}"
+        (left / "train" / "00").mkdir(parents=True)
+        (left / "lock").touch()
     write_image_folder(read, target, print)
     assert sorted(path.name for path in target.iterdir()) == ["test", "train"]
     assert len(scan(target).splits["train"].files) == 30
@@ -171,6 +173,45 @@ def test_a_folder_that_another_import_writes_is_left_to_it(folder, tmp_path):
     with locks.held(left / "lock"), pytest.raises(ConfigError, match="another import is writing there"):
         write_image_folder(read, target, print)
     assert [path.name for path in target.iterdir()] == [".importing-1"]
+
+
+def test_pictures_that_a_user_put_where_an_import_was_killed_are_kept(folder, tmp_path):
+    target = tmp_path / "Dataset"
+    (target / ".importing-1" / "test").mkdir(parents=True)
+    mine = target / "train" / "cat" / "mine.png"
+    mine.parent.mkdir(parents=True)
+    mine.touch()
+    with pytest.raises(ConfigError, match="exists and is not empty"):
+        write_image_folder(read_idx_folder(folder), target, print)
+    assert mine.exists()
+
+
+def test_an_import_of_the_same_process_number_keeps_its_folder(folder, tmp_path):
+    read, target = read_idx_folder(folder), tmp_path / "Dataset"
+    other = target / f".importing-{os.getpid()}"
+    other.mkdir(parents=True)
+    with locks.held(other / "lock"), pytest.raises(ConfigError, match="another import is writing there"):
+        write_image_folder(read, target, print)
+    assert other.is_dir()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="one process writes elsewhere")
+def test_a_writing_process_that_is_killed_is_told_in_a_sentence(folder, tmp_path, monkeypatch):
+    read = read_idx_folder(folder)
+    monkeypatch.setattr(Image, "fromarray", lambda image: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(WorkerError, match="A process that was writing pictures was killed"):
+        write_image_folder(read, tmp_path / "Dataset", print)
+    assert not (tmp_path / "Dataset").exists()
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.EMFILE])
+def test_a_file_that_cannot_be_read_now_is_the_disks_fault(folder, monkeypatch, number):
+    def refuse(path, *words):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(StorageError, match=rf"train-labels.*{os.strerror(number)}"):
+        read_idx_folder(folder)
 
 
 def test_an_import_that_fails_leaves_nothing(folder, tmp_path):

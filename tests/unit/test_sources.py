@@ -1,3 +1,4 @@
+import itertools
 import os
 import socket
 import unicodedata
@@ -36,6 +37,43 @@ def test_a_link_back_into_its_own_folder_is_not_followed(tmp_path, folder_of):
     root = folder_of(tmp_path / "data", classes=2, train=3, test=1)
     (root / "train" / "class-0" / "loop").symlink_to(root / "train" / "class-0")
     assert len(scan(root).splits["train"].files) == 6
+
+
+def test_folders_may_be_nested_as_deeply_as_paths_may_be_long(tmp_path, folder_of):
+    root = folder_of(tmp_path / "data", classes=2, train=3, test=1)
+    deepest = root / "train" / "class-0"
+    for _ in range(1200):
+        deepest /= "d"
+        deepest.mkdir()
+    (deepest / "9.png").write_bytes((root / "train" / "class-0" / "0.png").read_bytes())
+    assert len(scan(root).splits["train"].files) == 7
+    deepest.parents[600].rename(tmp_path / "below")  # pytest's own clean-up recurses
+
+
+def test_of_links_to_one_folder_one_is_followed_so_that_a_walk_ends(tmp_path, folder_of):
+    root = folder_of(tmp_path / "data", classes=2, train=3, test=1)
+    levels = [root / "train" / "class-0" / f"{level:02}" for level in range(40)]
+    for level, below in itertools.pairwise(levels):
+        level.mkdir()
+        for name in "ba":
+            (level / name).symlink_to(below)
+    levels[-1].mkdir()
+    (levels[-1] / "9.png").write_bytes((root / "train" / "class-0" / "0.png").read_bytes())
+    found = survey(root)
+    assert not found.bad
+    deepest = [file for file in found.listing.splits["train"].files if file.endswith("9.png")]
+    assert deepest == ["train/class-0/38/a/9.png", "train/class-0/39/9.png"]
+    assert "one more link to the same folder" in found.ignored.values()
+
+
+@pytest.mark.parametrize("place", [".loop", "train/.loop", "train/class-0/.loop", "loop", "__MACOSX"])
+def test_a_link_that_leads_in_a_circle_is_passed_over_where_no_picture_is_missed(tmp_path, folder_of, place):
+    root = folder_of(tmp_path / "data", classes=2, train=3, test=1)
+    (root / place).symlink_to(Path(place).name)
+    found = survey(root)
+    assert not found.bad
+    assert list(found.ignored) == [str(root / place)]
+    assert len(found.listing.splits["train"].files) == 6
 
 
 def test_the_working_folder_itself_can_be_the_data_folder(tmp_path, folder_of, monkeypatch):

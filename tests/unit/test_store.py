@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mnist_dist import locks
 from mnist_dist.config.schema import EMBEDDED_DIGITS, Data
 from mnist_dist.data import open_dataset, sources, store
 from mnist_dist.data.decoding import decode
 from mnist_dist.data.pictures import Decoding
-from mnist_dist.errors import ConfigError, DataError
+from mnist_dist.errors import ConfigError, DataError, StorageError
 from mnist_dist.folder import RunFolder
 from mnist_dist.launch.local import private_folder
 
@@ -248,3 +249,67 @@ def test_a_fraction_that_leaves_a_class_empty_is_refused(tmp_path, folder_of):
     root = folder_of(tmp_path / "data", train=3)
     with pytest.raises(DataError, match="leaves none"):
         open_dataset(Data(root=str(root), validation_fraction=0.1), seed=0, announce=print)
+
+
+def test_a_new_picture_that_cannot_be_read_costs_no_store(tmp_path, folder_of, open_store, said):
+    root = folder_of(tmp_path / "data")
+    built = open_store(root)
+    (root / "train" / "class-1" / "new.png").write_bytes(b"not a picture")
+    with pytest.raises(DataError, match="1 picture cannot be read"):
+        open_store(root)
+    (root / "train" / "class-1" / "new.png").unlink()
+    said.clear()
+    assert open_store(root).folder == built.folder
+    assert not said
+
+
+def test_what_another_process_is_writing_down_is_waited_for_and_not_taken_for_damaged(
+    tmp_path, folder_of, open_store, said, monkeypatch
+):
+    root = folder_of(tmp_path / "data")
+    built = open_store(root)
+    folders = (built.folder / "folders.json").read_bytes()
+    (built.folder / "folders.json").write_bytes(b"")
+    lock = locks.take(built.folder.parent / "lock")
+    said.clear()
+    opened = []
+    reader = threading.Thread(target=lambda: opened.append(open_store(root)))
+    reader.start()
+    reader.join(0.2)
+    assert not opened
+    (built.folder / "folders.json").write_bytes(folders)
+    lock.release()
+    reader.join(10)
+    assert opened[0].folder == built.folder
+    assert not said
+
+
+def test_nothing_is_written_down_in_a_store_while_another_process_writes_there(tmp_path, folder_of, open_store):
+    root = folder_of(tmp_path / "data")
+    built = open_store(root)
+    os.utime(root / "train" / "class-0", (1, 1))
+    before = (built.folder / "folders.json").read_bytes()
+    with locks.held(built.folder.parent / "lock"):
+        assert open_store(root).folder == built.folder
+        assert (built.folder / "folders.json").read_bytes() == before
+    open_store(root)
+    assert (built.folder / "folders.json").read_bytes() != before
+
+
+def test_a_picture_that_cannot_be_read_now_costs_no_store(tmp_path, folder_of, open_store, said, monkeypatch):
+    def refuse(path, *words, plain=os.open):
+        if str(path) == f"{file}":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+        return plain(path, *words)
+
+    root = folder_of(tmp_path / "data")
+    file = root / "train" / "class-0" / "0.png"
+    built = open_store(root)
+    os.utime(file, (1, 1))
+    said.clear()
+    with monkeypatch.context() as planted:
+        planted.setattr(os, "open", refuse)
+        with pytest.raises(StorageError, match=r"0\.png: Input/output error"):
+            open_store(root)
+    assert open_store(root).folder == built.folder
+    assert not said
