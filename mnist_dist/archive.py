@@ -16,7 +16,7 @@ from typing import Any, Literal
 from torch import nn
 
 from mnist_dist import checkpoint
-from mnist_dist.checkpoint_files import TENSOR_FILES, Meta, damaged, remove, steps
+from mnist_dist.checkpoint_files import TENSOR_FILES, Meta, damaged, free_name, steps
 from mnist_dist.config import Resolved
 from mnist_dist.data import Dataset
 from mnist_dist.errors import CheckpointError, ConfigError, DataError, NonFiniteError
@@ -110,7 +110,7 @@ def open_folder(
     if is_new:
         content, digest = config_content(resolved.to_yaml(), str(init_from.absolute()) if init_from else None)
         for path in steps(folder.initial).values():
-            remove(path)  # weights of step 0, of a run that was killed before it began
+            free_name(path)  # weights of step 0, of a run that was killed before it began
     else:
         folder.check_run()
         content, digest = b"", folder.config_sha256()

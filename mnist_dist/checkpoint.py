@@ -6,6 +6,7 @@ renamed and its parent synced. Only then are older ones removed. `checkpoint_fil
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -23,6 +24,7 @@ from mnist_dist import heartbeat
 from mnist_dist.checkpoint_files import (
     FORMAT,
     MANIFEST,
+    free_name,
     name_of,
     newest_whole,
     prune,
@@ -59,8 +61,7 @@ def write(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Opti
     if not folder.exists():
         folder.mkdir(parents=True)
         sync_folder(folder.parent)
-    if is_real_folder(temporary):
-        remove(temporary)  # left by a kill
+    free_name(temporary)  # left by a kill
     temporary.mkdir()
     contents = {
         "model.safetensors": dump_tensors(_to_host(model.state_dict())),
@@ -85,10 +86,12 @@ def _replace(final: Path, temporary: Path) -> None:
     former = temporary
     if not exchange(final, temporary):
         former = final.with_name(f"replaced-{final.name}")  # found by `steps` while there is no other
+        free_name(former)  # left by a kill after both renames: `final` is whole
         final.rename(former)
         temporary.rename(final)
     sync_folder(final.parent)
-    remove(former)
+    with contextlib.suppress(OSError):  # `prune` tries again, and warns
+        remove(former)
 
 
 def find(folder: Path, which: str) -> Path:

@@ -8,6 +8,7 @@ somebody else, or from a disk that failed.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -179,7 +180,8 @@ def newest_whole(folder: Path, warn: Callable[[str], None]) -> Path | None:
         CheckpointError: A newer version of this program wrote it.
         OSError: One cannot be read now; all stay where they are.
     """
-    for path in reversed(steps(folder).values()):
+    while found := steps(folder):  # again after each: `replaced-step-N` may take the place of step-N
+        path = found[max(found)]
         try:
             verify(path)
         except DamagedError as error:
@@ -200,11 +202,29 @@ def remove(path: Path) -> None:
     """Remove a checkpoint's own files and its folder.
 
     Raises:
-        OSError: A file cannot be removed, or the folder holds a file that is not the checkpoint's; that one stays.
+        OSError: It is a link, or no folder; a file cannot be removed; or the folder holds a file that is not the
+            checkpoint's. That one stays.
     """
+    kind = obstacle(path, folder=True)
+    if kind is not None:  # through a link, files outside the run would be removed
+        raise NotADirectoryError(errno.ENOTDIR, f"it is a {kind}, not a folder", str(path))
     for name in (MANIFEST, *FILES):  # without its manifest it is no checkpoint any more
         (path / name).unlink(missing_ok=True)
     path.rmdir()
+
+
+def free_name(path: Path) -> None:
+    """Remove what a killed write left at a path; what is not a checkpoint's own is kept beside it, as `kept-...`.
+
+    Raises:
+        OSError: The folder around it cannot be written.
+    """
+    if not os.path.lexists(path):
+        return
+    try:
+        remove(path)
+    except OSError:
+        path.rename(path.with_name(f"kept-{path.name}-{time.time_ns()}"))
 
 
 def prune(folder: Path, *, keep: int, best: int | None, warn: Callable[[str], None] = lambda line: None) -> None:

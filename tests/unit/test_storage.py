@@ -1,12 +1,14 @@
 import errno
 import json
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
 from mnist_dist import checkpoint, errors
-from mnist_dist.checkpoint_files import remove, step_of, steps, verify
+from mnist_dist.checkpoint_files import FILES, MANIFEST, remove, step_of, steps, verify
 from mnist_dist.errors import CheckpointError, DamagedError, GroupError, StoppedError
 from mnist_dist.folder import claim_run_folder
 from mnist_dist.storage import ContentError, cut, exchange, open_append, parse_record, read_plain, write_whole
@@ -108,6 +110,21 @@ def written(tmp_path):
     return tmp_path
 
 
+@pytest.fixture
+def save_again(written, monkeypatch):
+    """Save the newest step once more, on a file system that can exchange two names or not, and remove old ones."""
+
+    def save(can_exchange):
+        model = torch.nn.Linear(2, 2)
+        with monkeypatch.context() as patch:
+            if not can_exchange:
+                patch.setattr(checkpoint, "exchange", lambda one, other: False)
+            checkpoint.write(written, 100_000_000, model, torch.optim.SGD(model.parameters(), lr=0.1), {})
+            checkpoint.prune(written, keep=3, best=None)
+
+    return save
+
+
 def test_checkpoints_are_sorted_by_their_number(written):
     assert list(steps(written)) == [99_999_998, 99_999_999, 100_000_000]
     checkpoint.prune(written, keep=2, best=None)
@@ -122,6 +139,82 @@ def test_an_old_checkpoint_that_cannot_be_removed_is_a_warning(written):
     assert "step-99999998 is no longer needed and cannot be removed (Directory not empty)" in lines[0]
     assert [path.name for path in (written / "step-99999998").iterdir()] == ["notes.txt"]
     assert list(steps(written)) == [99_999_998, 100_000_000]
+
+
+def test_a_link_in_place_of_a_checkpoint_is_not_followed_when_old_ones_are_removed(written, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "step-99999998"
+    (written / "step-99999998").rename(elsewhere)
+    for name in ("step-99999998", "writing-step-00000005", "replaced-step-00000006"):
+        (written / name).symlink_to(elsewhere)
+    lines = []
+    checkpoint.prune(written, keep=1, best=None, warn=lines.append)
+    assert sorted(path.name for path in elsewhere.iterdir()) == sorted((MANIFEST, *FILES))
+    assert sum("cannot be removed (it is a link, not a folder)" in line for line in lines) == len(lines) == 3
+    assert list(steps(written))[-1] == 100_000_000
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+@pytest.mark.parametrize("left", ["nothing", "whole", "half", "foreign", "link", "file"])
+def test_a_step_is_saved_again_whatever_a_kill_or_a_user_has_left(save_again, written, tmp_path, can_exchange, left):
+    """Checkpoints that a kill left go; what is not the run's is kept, and the step can be saved ever again."""
+    former, outside = written / "step-100000000", tmp_path / "outside"
+    shutil.copytree(former, outside)
+    (former / "notes.txt").write_text("mine")
+    for name in ("writing-step-100000000", "replaced-step-100000000"):
+        place = written / name
+        if left in ("whole", "half", "foreign"):
+            shutil.copytree(outside, place)
+        if left == "half":
+            (place / "MANIFEST.json").unlink()
+        if left == "foreign":
+            (place / "more.txt").write_text("mine too")
+        if left == "link":
+            place.symlink_to(outside)
+        if left == "file":
+            place.write_text("mine too")
+    for _ in range(3):
+        save_again(can_exchange)
+        assert checkpoint.newest_whole(written, pytest.fail) == former
+        assert sorted(path.name for path in former.iterdir()) == sorted((MANIFEST, *FILES))
+    notes = [path.read_bytes() for path in written.rglob("*") if path.is_file()]
+    assert notes.count(b"mine") == 1
+    assert notes.count(b"mine too") == (2 if left in ("foreign", "file") else 0)
+    assert sorted(path.name for path in outside.iterdir()) == sorted((MANIFEST, *FILES))
+
+
+@pytest.mark.parametrize("number", range(1, 13))
+def test_a_step_that_is_saved_again_is_whole_after_a_kill_at_any_change(save_again, written, monkeypatch, number):
+    """The kill comes before each change of a name, with a `replaced-step-N` that an earlier kill has left."""
+    shutil.copytree(written / "step-100000000", written / "replaced-step-100000000")
+    calls = []
+
+    def counted(change):
+        def call(*arguments, **options):
+            calls.append(change.__name__)
+            if len(calls) == number:
+                raise KeyboardInterrupt
+            return change(*arguments, **options)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for name in ("rename", "unlink", "rmdir"):
+            patch.setattr(Path, name, counted(getattr(Path, name)))
+        with pytest.raises(KeyboardInterrupt):
+            save_again(False)
+    found = checkpoint.newest_whole(written, pytest.fail)
+    assert found.name.removeprefix("replaced-") == "step-100000000"
+    save_again(False)
+    assert checkpoint.newest_whole(written, pytest.fail) == written / "step-100000000"
+
+
+def test_the_former_checkpoint_of_a_step_is_found_when_the_new_one_is_damaged(written):
+    newest = written / "step-100000000"
+    shutil.copytree(newest, written / f"replaced-{newest.name}")
+    (newest / "model.safetensors").write_bytes(b"")
+    lines = []
+    assert checkpoint.newest_whole(written, lines.append) == written / f"replaced-{newest.name}"
+    assert len(lines) == 1
 
 
 @pytest.mark.parametrize(
