@@ -38,7 +38,7 @@ def refuse_run_elsewhere(folder: RunFolder, runtime: Runtime) -> None:
     if owner > 0 and not runtime.broadcast(is_here):
         raise ConfigError(
             f"The run {folder.path} lies on the machine of rank {owner}, and not on that of rank 0, which alone reads "
-            f"it: keep runs on a disk that all machines share, or see to it that the same machine has rank 0 again."
+            f"it: keep runs on a disk that all machines share, or start rank 0 on the same machine again."
         )
 
 
@@ -232,7 +232,7 @@ def _progress(meta: Meta, folder: RunFolder, total_steps: int) -> Progress:
         progress = Progress.from_json(meta.progress)
     except (ValueError, TypeError, KeyError) as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"A checkpoint in {folder.path} says what cannot be: {reason}.") from None
+        raise CheckpointError(f"A checkpoint in {folder.path} is not valid: {reason}.") from None
     if progress.step != meta.step or progress.step > total_steps:
         raise CheckpointError(
             f"A checkpoint in {folder.path} of step {meta.step} says that {progress.step} of {total_steps} steps are "

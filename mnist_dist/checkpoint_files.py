@@ -79,7 +79,7 @@ class Meta(BaseModel):
         """Read what `to_json` wrote.
 
         Raises:
-            ValueError: It says what cannot be; a `ValidationError` names the key.
+            ValueError: It is not valid; a `ValidationError` names the key.
         """
         return cls.model_validate(parse_record(content, "it"))
 
@@ -114,8 +114,7 @@ def steps(folder: Path) -> dict[int, Path]:
     kind = obstacle(folder, folder=True)
     if kind is not None:
         raise CheckpointError(
-            f"{folder} is a {kind}: a run's files are not looked for through links inside its folder. Move the "
-            f"checkpoints there."
+            f"{folder} is a {kind}: links inside a run folder are not followed. Move the checkpoints there."
         )
     found: dict[int, Path] = {}
     for name in entries(folder):
@@ -152,7 +151,7 @@ def read_meta(path: Path) -> Meta:
 
     Raises:
         DamagedError: It or the manifest is missing or differs.
-        CheckpointError: A newer version of this program wrote it, or it says what cannot be.
+        CheckpointError: A newer version of this program wrote it, or it is not valid.
         OSError: It cannot be read now.
     """
     content = _verified_meta(path, others=False)
@@ -163,7 +162,7 @@ def read_meta(path: Path) -> Meta:
         if isinstance(error, ValidationError):
             detail = error.errors()[0]
             reason = f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}"
-        raise CheckpointError(f"{path / 'meta.json'} says what cannot be ({reason}): use another checkpoint.") from None
+        raise CheckpointError(f"{path / 'meta.json'} is not valid ({reason}): use another checkpoint.") from None
     if not len(meta.preprocessing.mean) == len(meta.preprocessing.std) == meta.preprocessing.channels:
         raise CheckpointError(f"{path / 'meta.json'} has not one mean and std a channel: use another checkpoint.")
     return meta

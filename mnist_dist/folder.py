@@ -231,7 +231,7 @@ class RunFolder:
             return "it is a file. Name a folder that `train` made."
         runs = self._runs_in(self.path)
         if runs:
-            return f"it holds {len(runs):,} of them. Name one, e.g. {runs[-1]}."
+            return f"it holds {len(runs):,} run{'s' * (len(runs) > 1)}. Name one, e.g. {runs[-1]}."
         return "it has no config.yaml. Name a folder that `train` made."
 
     @staticmethod

@@ -126,14 +126,14 @@ def parse_record(content: bytes, what: str) -> dict[str, Any]:
         what: Names it in the message.
 
     Raises:
-        ContentError: It is none.
+        ContentError: It is not one.
     """
     try:
         record = json.loads(content)
     except (ValueError, RecursionError):
-        raise ContentError(f"{what} is {'no JSON' if content else 'empty'}") from None
+        raise ContentError(f"{what} is {'not JSON' if content else 'empty'}") from None
     if not isinstance(record, dict):
-        raise ContentError(f"{what} is no JSON object")
+        raise ContentError(f"{what} is not a JSON object")
     return record
 
 

@@ -1,16 +1,19 @@
 import errno
+import hashlib
 import json
 import os
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import pytest
 import torch
 
-from mnist_dist import checkpoint, errors
+from mnist_dist import checkpoint, errors, locks
 from mnist_dist.checkpoint_files import FILES, MANIFEST, remove, step_of, steps, verify
-from mnist_dist.errors import CheckpointError, DamagedError, GroupError, StoppedError
-from mnist_dist.folder import claim_run_folder
+from mnist_dist.errors import CheckpointError, ConfigError, DamagedError, GroupError, StoppedError
+from mnist_dist.folder import RunFolder, claim_run_folder
+from mnist_dist.observe.journal import Journal
 from mnist_dist.storage import ContentError, cut, exchange, open_append, parse_record, read_plain, write_whole
 
 
