@@ -263,6 +263,21 @@ def test_only_a_damaged_checkpoint_is_moved_aside(written):
         checkpoint.newest_whole(written, lines.append)
 
 
+@pytest.mark.parametrize("make", [lambda path, to: path.symlink_to(to), lambda path, to: os.mkfifo(path)])
+def test_a_lock_file_that_is_none_is_refused_before_it_is_opened(tmp_path, monkeypatch, make):
+    precious, path = tmp_path / "precious", tmp_path / "lock"
+    precious.write_text("precious")
+    make(path, precious)
+
+    def opened(*arguments, **options):
+        pytest.fail("it was opened")
+
+    monkeypatch.setattr(locks, "FileLock", opened)
+    with pytest.raises(OSError, match="where a lock file must be"):
+        locks.take(path)
+    assert precious.read_text() == "precious"
+
+
 def test_runs_that_start_in_the_same_second_get_a_folder_each(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {claim_run_folder("train") for _ in range(5)}
