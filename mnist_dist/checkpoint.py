@@ -24,6 +24,7 @@ from mnist_dist import heartbeat
 from mnist_dist.checkpoint_files import (
     FORMAT,
     MANIFEST,
+    STEP_DIGITS,
     free_name,
     name_of,
     newest_whole,
@@ -117,7 +118,7 @@ def find(folder: Path, which: str) -> Path:
                 "data.validation_fraction). Use --checkpoint last."
             )
         which = str(best.get("step")) if isinstance(best, dict) else repr(best)
-    if which.isdecimal() and int(which) in found:
+    if which.isdecimal() and len(which) <= STEP_DIGITS and int(which) in found:
         return found[int(which)]
     available = ", ".join(map(str, found))
     raise CheckpointError(f"There is no checkpoint {which!r} in {folder}: use best, last or one of {available}.")

@@ -33,7 +33,10 @@ HEADER_BYTES = 1 << 25
 UNCHECKED_BYTES = 1 << 30
 """A file whose header does not fit its length is hashed up to this length, and counts as damaged above it."""
 
-_NAME = re.compile(r"(replaced-|writing-)?step-([0-9]{8,18})")
+STEP_DIGITS = 18
+"""At most, in a checkpoint's name."""
+
+_NAME = re.compile(rf"(replaced-|writing-)?step-([0-9]{{8,{STEP_DIGITS}}})")
 
 
 def _as_text(value: object) -> str:

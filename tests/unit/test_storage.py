@@ -263,6 +263,12 @@ def test_only_a_damaged_checkpoint_is_moved_aside(written):
         checkpoint.newest_whole(written, lines.append)
 
 
+@pytest.mark.parametrize("which", ["9" * 18, "9" * 5000, "٣" * 5000, "none"])
+def test_a_step_of_any_length_is_refused_by_name(written, which):
+    with pytest.raises(CheckpointError, match="There is no checkpoint"):
+        checkpoint.find(written, which)
+
+
 @pytest.mark.parametrize("make", [lambda path, to: path.symlink_to(to), lambda path, to: os.mkfifo(path)])
 def test_a_lock_file_that_is_none_is_refused_before_it_is_opened(tmp_path, monkeypatch, make):
     precious, path = tmp_path / "precious", tmp_path / "lock"
