@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import os
 import re
 import socket
@@ -31,6 +30,7 @@ from mnist_dist.storage import (
     obstacle,
     parse_record,
     read_plain,
+    read_pieces,
     sync_folder,
     temporary_of,
     write_whole,
@@ -268,15 +268,21 @@ class RunFolder:
         """
         warnings = []
         size = sizes.get(self.metrics.name, 0)
-        content = read_plain(self.metrics, limit=math.inf)[:size] if os.path.lexists(self.metrics) else b""
+        has_journal = os.path.lexists(self.metrics)
+        digest, length, end_of_lines = hashlib.sha256(), 0, 0
+        for piece in read_pieces(self.metrics, size) if has_journal else ():
+            digest.update(piece)
+            if b"\n" in piece:
+                end_of_lines = length + piece.rfind(b"\n") + 1
+            length += len(piece)
         self.result.unlink(missing_ok=True)
         sync_folder(self.path)
-        if len(content) < size:
+        if length < size:
             warnings.append(f"{self.metrics} is shorter than it was: lines of it are lost.")
-            size = content.rfind(b"\n") + 1
-        elif journal_sha256 not in (None, hashlib.sha256(content).hexdigest()):
+            size = end_of_lines
+        elif journal_sha256 not in (None, digest.hexdigest()):
             warnings.append(f"{self.metrics} is not as the run wrote it: lines of it are damaged.")
-        if os.path.lexists(self.metrics):
+        if has_journal:
             cut(self.metrics, size)
         for name in entries(self.tensorboard):
             file, size = self.tensorboard / name, sizes.get(f"{self.tensorboard.name}/{name}", -1)

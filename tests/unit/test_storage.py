@@ -284,6 +284,28 @@ def test_a_lock_file_that_is_none_is_refused_before_it_is_opened(tmp_path, monke
     assert precious.read_text() == "precious"
 
 
+@pytest.mark.parametrize("length", [3_000_000, 2_000_010, 1_500_000])
+def test_a_journal_of_any_length_is_cut_back_in_little_memory(tmp_path, length):
+    """The file is sparse and has a terabyte; of its first two megabytes the run had written some."""
+    folder = RunFolder(tmp_path)
+    lines = b'{"kind": "step"}\n' * 120_000
+    size, digest = 2_000_010, hashlib.sha256(lines[:2_000_010]).hexdigest()
+    folder.metrics.write_bytes(lines[:length])
+    if length > size:
+        os.truncate(folder.metrics, 1 << 40)
+    tracemalloc.start()
+    warnings = folder.cut_back({"metrics.jsonl": size}, digest)
+    journal = Journal(folder.metrics)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    journal.close()
+    kept = folder.metrics.read_bytes()
+    assert most < 1 << 23
+    assert kept == lines[: size if length >= size else lines.rfind(b"\n", 0, length) + 1]
+    assert ["is shorter than it was" in line for line in warnings] == [True] * (length < size)
+    assert journal.journal_sha256() == hashlib.sha256(kept).hexdigest()
+
+
 def test_runs_that_start_in_the_same_second_get_a_folder_each(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {claim_run_folder("train") for _ in range(5)}
