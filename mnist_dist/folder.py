@@ -122,7 +122,8 @@ class RunFolder:
             return
         if not self.path.is_dir():
             raise ConfigError(f"--run {self.path} is a file: name a folder that does not exist yet.")
-        early = {self.environment, *map(temporary_of, (self.environment, self.config)), *map(self.path.joinpath, _LOCK)}
+        lock, owner = map(self.path.joinpath, _LOCK)
+        early = {self.environment, lock, owner, *map(temporary_of, (self.environment, self.config, owner))}
         names = set(entries(self.path)) - {"logs", "checkpoints", "initial", *(path.name for path in early)}
         if os.path.lexists(self.config):
             self.lock().release()  # says so if the run is still going on

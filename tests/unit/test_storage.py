@@ -284,6 +284,17 @@ def test_a_lock_file_that_is_none_is_refused_before_it_is_opened(tmp_path, monke
     assert precious.read_text() == "precious"
 
 
+def test_a_folder_in_which_a_run_was_killed_as_it_locked_it_is_new(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    for name in (".lock", "..lock-owner.writing"):
+        (folder.path / name).touch()
+    folder.check_new()
+    (folder.path / "notes.txt").touch()
+    with pytest.raises(ConfigError, match="is not empty"):
+        folder.check_new()
+
+
 @pytest.mark.parametrize("length", [3_000_000, 2_000_010, 1_500_000])
 def test_a_journal_of_any_length_is_cut_back_in_little_memory(tmp_path, length):
     """The file is sparse and has a terabyte; of its first two megabytes the run had written some."""
