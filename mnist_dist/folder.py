@@ -297,15 +297,21 @@ class RunFolder:
         return warnings
 
     def remove_unstarted(self) -> None:
-        """Remove what the logs of ranks leave behind where no run ever started."""
-        logs = self.log(0).parent
-        if self.path.is_dir() and not os.path.lexists(self.config):
-            for name in entries(logs) if is_real_folder(logs) else ():
-                if re.fullmatch(r"rank-[0-9]+\.log", name):
-                    (logs / name).unlink()
-            for folder in (logs, self.path):
-                with contextlib.suppress(OSError):  # there is something else in it
-                    folder.rmdir()
+        """Remove what the logs of ranks leave behind where no run ever started, unless one is starting there now."""
+        logs, lock = self.log(0).parent, self.path / _LOCK[0]
+        with contextlib.ExitStack() as stack:
+            if os.path.lexists(lock):  # a rank 0 has come so far as to claim the folder
+                try:
+                    stack.enter_context(locks.held(lock, blocking=False))
+                except (Timeout, OSError):
+                    return
+            if self.path.is_dir() and not os.path.lexists(self.config):
+                for name in entries(logs) if is_real_folder(logs) else ():
+                    if re.fullmatch(r"rank-[0-9]+\.log", name):
+                        (logs / name).unlink()
+                for folder in (logs, self.path):
+                    with contextlib.suppress(OSError):  # there is something else in it
+                        folder.rmdir()
 
     def write_environment(self, record: dict[str, Any]) -> None:
         """Replace `environment.json`."""

@@ -295,6 +295,18 @@ def test_a_folder_in_which_a_run_was_killed_as_it_locked_it_is_new(tmp_path):
         folder.check_new()
 
 
+def test_logs_of_a_run_that_is_starting_in_the_same_folder_stay(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.log(1).parent.mkdir(parents=True)
+    folder.log(1).touch()
+    lock = folder.lock()
+    folder.remove_unstarted()
+    assert folder.log(1).exists()
+    lock.release()
+    folder.remove_unstarted()
+    assert not folder.log(1).exists()
+
+
 @pytest.mark.parametrize("length", [3_000_000, 2_000_010, 1_500_000])
 def test_a_journal_of_any_length_is_cut_back_in_little_memory(tmp_path, length):
     """The file is sparse and has a terabyte; of its first two megabytes the run had written some."""
