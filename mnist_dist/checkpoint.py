@@ -36,7 +36,16 @@ from mnist_dist.checkpoint_files import (
     verify,
 )
 from mnist_dist.errors import CheckpointError
-from mnist_dist.storage import ContentError, exchange, is_real_folder, open_plain, read_plain, sync_folder, write_new
+from mnist_dist.storage import (
+    ContentError,
+    exchange,
+    is_real_folder,
+    make_folder,
+    open_plain,
+    read_plain,
+    sync_folder,
+    write_new,
+)
 
 __all__ = ["newest_whole", "prune", "read_meta", "steps", "verify"]  # with what is defined here
 
@@ -59,9 +68,7 @@ def write(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Opti
     """
     final = folder / name_of(step)
     temporary = folder / f"writing-{final.name}"
-    if not folder.exists():
-        folder.mkdir(parents=True)
-        sync_folder(folder.parent)
+    make_folder(folder)
     free_name(temporary)  # left by a kill
     temporary.mkdir()
     contents = {

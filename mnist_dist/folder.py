@@ -27,10 +27,11 @@ from mnist_dist.storage import (
     cut,
     entries,
     is_real_folder,
+    make_folder,
     obstacle,
     parse_record,
-    read_plain,
     read_pieces,
+    read_plain,
     sync_folder,
     temporary_of,
     write_whole,
@@ -145,7 +146,7 @@ class RunFolder:
             ConfigError: Another process has it; the message names its host and pid.
             CheckpointError: Something stands where the run's own files must be.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         self._refuse_obstacles()
         lock_name, owner_name = _LOCK
         owner = self.path / owner_name
@@ -386,11 +387,10 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
 def claim_run_folder(name: str) -> Path:
     """Make a new folder below `runs/`, named after the config and the time, that no other process gets too."""
     stem = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    stem.parent.mkdir(exist_ok=True)
     for number in count(1):
         path = stem if number == 1 else stem.with_name(f"{stem.name}-{number}")
         with contextlib.suppress(FileExistsError):
-            path.mkdir()
+            make_folder(path, exist_ok=False)
             return path
     raise AssertionError  # there is always a next number
 

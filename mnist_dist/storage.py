@@ -216,6 +216,24 @@ def exchange(one: Path, other: Path) -> bool:
     return bool(code == 0)
 
 
+def make_folder(path: Path, *, exist_ok: bool = True) -> None:
+    """Make a folder, and those above it that are missing, so that all of them outlast a power cut.
+
+    Args:
+        path: The folder.
+        exist_ok: Whether it may be there already.
+
+    Raises:
+        FileExistsError: It may not, or there is a file at its place.
+        OSError: The disk is full or read-only.
+    """
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=exist_ok)
+    for folder in missing:
+        with contextlib.suppress(PermissionError):  # one that may be written and not listed cannot be synced
+            sync_folder(folder.parent)
+
+
 def sync_folder(folder: Path) -> None:
     """Make a folder's entries last; Windows can't and needn't."""
     if os.name == "posix":

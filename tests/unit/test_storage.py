@@ -329,6 +329,24 @@ def test_a_journal_of_any_length_is_cut_back_in_little_memory(tmp_path, length):
     assert journal.journal_sha256() == hashlib.sha256(kept).hexdigest()
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="names open files by /proc")
+def test_the_folders_above_a_new_run_are_synced(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    synced, fsync = [], os.fsync
+
+    def note(descriptor):
+        synced.append(os.path.relpath(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    run = claim_run_folder("train")
+    assert sorted(synced) == [".", "runs"]
+    synced.clear()
+    RunFolder(Path("a/b/run")).lock().release()
+    assert synced[:3] == ["a/b", "a", "."]
+    assert run.is_dir()
+
+
 def test_runs_that_start_in_the_same_second_get_a_folder_each(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {claim_run_folder("train") for _ in range(5)}
