@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from mnist_dist.checkpoint_files import (
     tensor_table,
     verify,
 )
-from mnist_dist.errors import CheckpointError
+from mnist_dist.errors import CheckpointError, DamagedError
 from mnist_dist.storage import (
     ContentError,
     exchange,
@@ -47,7 +48,7 @@ from mnist_dist.storage import (
     write_new,
 )
 
-__all__ = ["newest_whole", "prune", "read_meta", "steps", "verify"]  # with what is defined here
+__all__ = ["newest_whole", "prune", "read_meta", "steps"]  # with what is defined here
 
 
 def write(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, meta: Mapping[str, Any]) -> Path:
@@ -137,6 +138,7 @@ def refuse_unfit(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer 
     What they say of sizes is believed only then. The network may be on the `meta` device.
 
     Raises:
+        DamagedError: A file is missing, or has another length than its header says.
         CheckpointError: It is of another network, or of another optimizer.
         OSError: It cannot be read now.
     """
@@ -150,13 +152,30 @@ def refuse_unfit(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer 
                 if file.seek(0, io.SEEK_END) != size:
                     raise ContentError("its length is not that of its tensors")
         except ContentError as error:
-            raise CheckpointError(f"The checkpoint {path} cannot be read: {name}: {error}. Use another one.") from None
+            raise DamagedError(f"The checkpoint {path} cannot be read: {name}: {error}. Use another one.") from None
         if name == "optimizer.safetensors" and not table:
             continue  # of step 0, before the optimizer has a state
         difference = _difference(table, tensors)
         if difference is not None:
             what = "network" if name == "model.safetensors" else "optimizer"
             raise CheckpointError(f"The checkpoint {path} is of another {what}: {difference}.")
+
+
+def read_weights(path: Path, model: nn.Module) -> bytes:
+    """Read a checkpoint's `model.safetensors`, once it is known to be whole and of this network.
+
+    Args:
+        path: The checkpoint.
+        model: May be on the `meta` device.
+
+    Raises:
+        DamagedError: It is not whole.
+        CheckpointError: It is of another network, or a newer version of this program wrote it.
+        OSError: It cannot be read now.
+    """
+    verify(path, ["model.safetensors"], refuse_unfit=partial(refuse_unfit, model=model))
+    refuse_unfit(path, model)
+    return read_tensors(path, "model.safetensors")
 
 
 def read_tensors(path: Path, name: str) -> bytes:

@@ -15,7 +15,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal, cast
 
@@ -31,7 +31,7 @@ FILES = (*TENSOR_FILES, "meta.json")
 HEADER_BYTES = 1 << 25
 """More than the header of a safetensors file has: it names some hundred thousand tensors."""
 UNCHECKED_BYTES = 1 << 30
-"""A file whose header does not fit its length is hashed up to this length, and counts as damaged above it."""
+"""A longer file is hashed only if its header fits its length and the network to fill."""
 
 STEP_DIGITS = 18
 """At most, in a checkpoint's name."""
@@ -138,15 +138,25 @@ def leftovers(folder: Path) -> list[Path]:
     ]
 
 
-def verify(path: Path) -> None:
-    """Compare every file of a checkpoint with its manifest.
+Check = Callable[[Path], None]
+"""Raises an error for a checkpoint."""
+
+
+def verify(path: Path, names: Collection[str] = TENSOR_FILES, *, refuse_unfit: Check = lambda path: None) -> None:
+    """Compare the files of a checkpoint with its manifest.
+
+    Args:
+        path: The checkpoint.
+        names: Those of the tensor files that are going to be read.
+        refuse_unfit: Raises an error, which is passed on, if it is of another network than the one to fill; called
+            before a very long file is hashed.
 
     Raises:
         DamagedError: A file is missing or differs.
         CheckpointError: A newer version of this program wrote it, or it is another step's.
         OSError: It cannot be read now, which says nothing about whether it is whole.
     """
-    _verified_meta(path, others=True)
+    _verified_meta(path, names, refuse_unfit)
 
 
 def read_meta(path: Path) -> Meta:
@@ -157,7 +167,7 @@ def read_meta(path: Path) -> Meta:
         CheckpointError: A newer version of this program wrote it, or it is not valid.
         OSError: It cannot be read now.
     """
-    content = _verified_meta(path, others=False)
+    content = _verified_meta(path)
     try:
         meta = Meta.from_json(content)
     except ValueError as error:
@@ -171,12 +181,13 @@ def read_meta(path: Path) -> Meta:
     return meta
 
 
-def newest_whole(folder: Path, warn: Callable[[str], None]) -> Path | None:
+def newest_whole(folder: Path, warn: Callable[[str], None], *, refuse_unfit: Check = lambda path: None) -> Path | None:
     """Find the newest checkpoint that is whole; damaged ones are moved aside. Rank 0 alone.
 
     Args:
         folder: The run's `checkpoints`.
         warn: Gets a line for each that is moved aside.
+        refuse_unfit: As in `verify`.
 
     Raises:
         CheckpointError: A newer version of this program wrote it.
@@ -185,7 +196,7 @@ def newest_whole(folder: Path, warn: Callable[[str], None]) -> Path | None:
     while found := steps(folder):  # again after each: `replaced-step-N` may take the place of step-N
         path = found[max(found)]
         try:
-            verify(path)
+            verify(path, refuse_unfit=refuse_unfit)
         except DamagedError as error:
             aside = path.with_name(f"corrupt-{path.name}-{time.time_ns()}")
             path.rename(aside)
@@ -274,8 +285,8 @@ def tensor_table(content: BinaryIO) -> tuple[dict[str, tuple[str, tuple[int, ...
     return table, 8 + length + end
 
 
-def _verified_meta(path: Path, *, others: bool) -> bytes:
-    """Return `meta.json`, compared with the manifest; with `others`, every other file is compared too."""
+def _verified_meta(path: Path, names: Collection[str] = (), refuse_unfit: Check = lambda path: None) -> bytes:
+    """Return `meta.json`, compared with the manifest; the tensor files `names` are compared too."""
     kind = obstacle(path, folder=True)
     if kind is not None:
         raise DamagedError(f"The checkpoint {path} is not whole: it is a {kind}, not a folder. Use another one.")
@@ -288,7 +299,7 @@ def _verified_meta(path: Path, *, others: bool) -> bytes:
         _refuse_foreign(path, meta)
         if set(manifest) != set(FILES):
             raise ContentError(f"{MANIFEST} names other files than {', '.join(FILES)}")
-        differ = [name for name in TENSOR_FILES if others and _sha256(path / name) != manifest[name]]
+        differ = [name for name in names if _sha256(path / name, refuse_unfit) != manifest[name]]
     except ContentError as error:
         raise DamagedError(f"The checkpoint {path} is not whole: {error}. Use another one.") from None
     if differ:
@@ -318,14 +329,16 @@ def _refuse_foreign(path: Path, meta: dict[str, Any]) -> None:
         raise CheckpointError(f"The checkpoint {path} is that of step {step}, not of {named_step}: rename it back.")
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Path, refuse_unfit: Check) -> str:
     """Hash a tensor file; one that is very long and does not fit its header counts as another file."""
     with named(path), open_plain(path) as file:
         size = os.fstat(file.fileno()).st_size
         declared = None
         with contextlib.suppress(ContentError):
             declared = tensor_table(file)[1]
-        if declared != size and size > UNCHECKED_BYTES:
-            return ""
+        if size > UNCHECKED_BYTES:
+            if declared != size:
+                return ""
+            refuse_unfit(path.parent)
         file.seek(0)
         return hashlib.file_digest(cast("io.BufferedReader", file), "sha256").hexdigest()

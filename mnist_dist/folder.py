@@ -182,14 +182,6 @@ class RunFolder:
                     f"itself may be a link.)"
                 )
 
-    def write_config(self, content: bytes) -> None:
-        """Write `config.yaml`, with which the folder becomes a run.
-
-        Args:
-            content: From `config_content`.
-        """
-        write_whole(self.config, content)
-
     def config_sha256(self) -> str:
         """Return the hash of the run's config, from which `check_run` tells whether it is as it was written."""
         return sha256_of(self._read_config())

@@ -4,12 +4,13 @@ import json
 import os
 import shutil
 import tracemalloc
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from mnist_dist import checkpoint, errors, locks
+from mnist_dist import checkpoint, checkpoint_files, errors, locks
 from mnist_dist.checkpoint_files import FILES, MANIFEST, remove, step_of, steps, verify
 from mnist_dist.errors import CheckpointError, ConfigError, DamagedError, GroupError, StoppedError
 from mnist_dist.folder import RunFolder, claim_run_folder
@@ -261,6 +262,51 @@ def test_only_a_damaged_checkpoint_is_moved_aside(written):
     (written / "step-99999998").rename(written / "step-99999997")
     with pytest.raises(CheckpointError, match="is that of step 99999998"):
         checkpoint.newest_whole(written, lines.append)
+
+
+def long_one(checkpoint, name):
+    """Give a checkpoint a sparse file of four terabytes whose header fits it, and a manifest that does not tell."""
+    header = json.dumps({"w": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}}).encode()
+    (checkpoint / name).write_bytes(len(header).to_bytes(8, "little") + header)
+    os.truncate(checkpoint / name, 8 + len(header) + (1 << 42))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors"])
+def test_a_long_file_of_another_network_is_refused_before_it_is_hashed(written, monkeypatch, name):
+    newest, model = written / "step-100000000", torch.nn.Linear(2, 2)
+    adam = torch.optim.Adam(model.parameters())
+    weights = (newest / "model.safetensors").read_bytes()
+    long_one(newest, name)
+    digest = hashlib.file_digest
+
+    def hash_short(file, algorithm):
+        assert os.fstat(file.fileno()).st_size < 1 << 30
+        return digest(file, algorithm)
+
+    monkeypatch.setattr(hashlib, "file_digest", hash_short)
+    fits = partial(checkpoint.refuse_unfit, model=model, optimizer=adam)
+    with pytest.raises(CheckpointError, match="is of another"):
+        checkpoint.newest_whole(written, pytest.fail, refuse_unfit=fits)
+    if name == "model.safetensors":
+        with pytest.raises(CheckpointError, match="is of another network"):
+            checkpoint.read_weights(newest, model)
+    else:
+        assert checkpoint.read_weights(newest, model) == weights
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "none"])
+def test_a_long_file_of_the_same_network_is_hashed_as_any_other(written, monkeypatch, damage):
+    monkeypatch.setattr(checkpoint_files, "UNCHECKED_BYTES", 10)
+    newest, model = written / "step-100000000", torch.nn.Linear(2, 2)
+    content = bytearray((newest / "model.safetensors").read_bytes())
+    if damage == "flip":
+        content[-1] ^= 1
+    (newest / "model.safetensors").write_bytes(content[: -3 if damage == "cut" else None])
+    lines = []
+    fits = partial(checkpoint.refuse_unfit, model=model)
+    whole = checkpoint.newest_whole(written, lines.append, refuse_unfit=fits)
+    assert whole == (newest if damage == "none" else written / "step-99999999")
+    assert len(lines) == (damage != "none")
 
 
 @pytest.mark.parametrize("which", ["9" * 18, "9" * 5000, "٣" * 5000, "none"])
