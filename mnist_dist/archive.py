@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from typing import Any, Literal
 from torch import nn
 
 from mnist_dist import checkpoint
-from mnist_dist.checkpoint_files import TENSOR_FILES, Meta, damaged, remove, steps
+from mnist_dist.checkpoint_files import TENSOR_FILES, Meta, damaged, free_name, steps
 from mnist_dist.config import Resolved
 from mnist_dist.data import Dataset
 from mnist_dist.errors import CheckpointError, ConfigError, DataError, NonFiniteError
@@ -25,6 +26,7 @@ from mnist_dist.parts import Parts
 from mnist_dist.progress import Progress
 from mnist_dist.reports import Result
 from mnist_dist.runtime import Runtime
+from mnist_dist.storage import write_whole
 
 
 def refuse_run_elsewhere(folder: RunFolder, runtime: Runtime) -> None:
@@ -38,7 +40,7 @@ def refuse_run_elsewhere(folder: RunFolder, runtime: Runtime) -> None:
     if owner > 0 and not runtime.broadcast(is_here):
         raise ConfigError(
             f"The run {folder.path} lies on the machine of rank {owner}, and not on that of rank 0, which alone reads "
-            f"it: keep runs on a disk that all machines share, or see to it that the same machine has rank 0 again."
+            f"it: keep runs on a disk that all machines share, or start rank 0 on the same machine again."
         )
 
 
@@ -110,7 +112,7 @@ def open_folder(
     if is_new:
         content, digest = config_content(resolved.to_yaml(), str(init_from.absolute()) if init_from else None)
         for path in steps(folder.initial).values():
-            remove(path)  # weights of step 0, of a run that was killed before it began
+            free_name(path)  # weights of step 0, of a run that was killed before it began
     else:
         folder.check_run()
         content, digest = b"", folder.config_sha256()
@@ -122,7 +124,7 @@ def open_folder(
 def begin(folder: RunFolder, opened: Opened | None) -> None:
     """Write a new run's config, from which on it is a run. Rank 0 alone."""
     assert opened is not None
-    folder.write_config(opened.config)
+    write_whole(folder.config, opened.config)
 
 
 def _warn_of_changes(was: dict[str, Any], now: dict[str, Any], warn: Callable[[str], None]) -> None:
@@ -141,10 +143,7 @@ def take_weights(run: Path, model: nn.Module, runtime: Runtime) -> None:
 
     def read() -> bytes:
         RunFolder(run).check_run()
-        path = checkpoint.find(RunFolder(run).checkpoints, "last")
-        checkpoint.verify(path)
-        checkpoint.refuse_unfit(path, model)
-        return checkpoint.read_tensors(path, "model.safetensors")
+        return checkpoint.read_weights(checkpoint.find(RunFolder(run).checkpoints, "last"), model)
 
     checkpoint.restore_model(runtime.broadcast_bytes(runtime.on_first_rank(read) or b""), model, run)
 
@@ -169,14 +168,17 @@ def restore(folder: RunFolder, opened: Opened | None, parts: Parts, warn: Callab
 
     def read() -> dict[str, bytes]:
         assert opened is not None  # rank 0
-        path = checkpoint.newest_whole(folder.checkpoints, warn) or checkpoint.newest_whole(folder.initial, warn)
+        refuse_unfit = partial(checkpoint.refuse_unfit, model=model, optimizer=optimizer)
+        homes = (folder.checkpoints, folder.initial)
+        found = (checkpoint.newest_whole(home, warn, refuse_unfit=refuse_unfit) for home in homes)
+        path = next(filter(None, found), None)
         if path is None:
             _begin_again(folder, warn)
             return {}
         meta = checkpoint.read_meta(path)
         if meta.config_sha256 not in (None, opened.config_sha256):
             raise CheckpointError(folder.altered_config())
-        checkpoint.refuse_unfit(path, model, optimizer)
+        refuse_unfit(path)
         tensors = {name: checkpoint.read_tensors(path, name) for name in TENSOR_FILES}
         return {"meta.json": meta.to_json(), **tensors}
 
@@ -232,7 +234,7 @@ def _progress(meta: Meta, folder: RunFolder, total_steps: int) -> Progress:
         progress = Progress.from_json(meta.progress)
     except (ValueError, TypeError, KeyError) as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"A checkpoint in {folder.path} says what cannot be: {reason}.") from None
+        raise CheckpointError(f"A checkpoint in {folder.path} is not valid: {reason}.") from None
     if progress.step != meta.step or progress.step > total_steps:
         raise CheckpointError(
             f"A checkpoint in {folder.path} of step {meta.step} says that {progress.step} of {total_steps} steps are "

@@ -6,10 +6,12 @@ renamed and its parent synced. Only then are older ones removed. `checkpoint_fil
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from mnist_dist import heartbeat
 from mnist_dist.checkpoint_files import (
     FORMAT,
     MANIFEST,
+    STEP_DIGITS,
+    free_name,
     name_of,
     newest_whole,
     prune,
@@ -32,10 +36,19 @@ from mnist_dist.checkpoint_files import (
     tensor_table,
     verify,
 )
-from mnist_dist.errors import CheckpointError
-from mnist_dist.storage import ContentError, exchange, is_real_folder, open_plain, read_plain, sync_folder, write_new
+from mnist_dist.errors import CheckpointError, DamagedError
+from mnist_dist.storage import (
+    ContentError,
+    exchange,
+    is_real_folder,
+    make_folder,
+    open_plain,
+    read_plain,
+    sync_folder,
+    write_new,
+)
 
-__all__ = ["newest_whole", "prune", "read_meta", "steps", "verify"]  # with what is defined here
+__all__ = ["newest_whole", "prune", "read_meta", "steps"]  # with what is defined here
 
 
 def write(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, meta: Mapping[str, Any]) -> Path:
@@ -56,11 +69,8 @@ def write(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Opti
     """
     final = folder / name_of(step)
     temporary = folder / f"writing-{final.name}"
-    if not folder.exists():
-        folder.mkdir(parents=True)
-        sync_folder(folder.parent)
-    if is_real_folder(temporary):
-        remove(temporary)  # left by a kill
+    make_folder(folder)
+    free_name(temporary)  # left by a kill
     temporary.mkdir()
     contents = {
         "model.safetensors": dump_tensors(_to_host(model.state_dict())),
@@ -85,10 +95,12 @@ def _replace(final: Path, temporary: Path) -> None:
     former = temporary
     if not exchange(final, temporary):
         former = final.with_name(f"replaced-{final.name}")  # found by `steps` while there is no other
+        free_name(former)  # left by a kill after both renames: `final` is whole
         final.rename(former)
         temporary.rename(final)
     sync_folder(final.parent)
-    remove(former)
+    with contextlib.suppress(OSError):  # `prune` tries again, and warns
+        remove(former)
 
 
 def find(folder: Path, which: str) -> Path:
@@ -114,7 +126,7 @@ def find(folder: Path, which: str) -> Path:
                 "data.validation_fraction). Use --checkpoint last."
             )
         which = str(best.get("step")) if isinstance(best, dict) else repr(best)
-    if which.isdecimal() and int(which) in found:
+    if which.isdecimal() and len(which) <= STEP_DIGITS and int(which) in found:
         return found[int(which)]
     available = ", ".join(map(str, found))
     raise CheckpointError(f"There is no checkpoint {which!r} in {folder}: use best, last or one of {available}.")
@@ -126,6 +138,7 @@ def refuse_unfit(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer 
     What they say of sizes is believed only then. The network may be on the `meta` device.
 
     Raises:
+        DamagedError: A file is missing, or has another length than its header says.
         CheckpointError: It is of another network, or of another optimizer.
         OSError: It cannot be read now.
     """
@@ -139,13 +152,30 @@ def refuse_unfit(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer 
                 if file.seek(0, io.SEEK_END) != size:
                     raise ContentError("its length is not that of its tensors")
         except ContentError as error:
-            raise CheckpointError(f"The checkpoint {path} cannot be read: {name}: {error}. Use another one.") from None
+            raise DamagedError(f"The checkpoint {path} cannot be read: {name}: {error}. Use another one.") from None
         if name == "optimizer.safetensors" and not table:
             continue  # of step 0, before the optimizer has a state
         difference = _difference(table, tensors)
         if difference is not None:
             what = "network" if name == "model.safetensors" else "optimizer"
             raise CheckpointError(f"The checkpoint {path} is of another {what}: {difference}.")
+
+
+def read_weights(path: Path, model: nn.Module) -> bytes:
+    """Read a checkpoint's `model.safetensors`, once it is known to be whole and of this network.
+
+    Args:
+        path: The checkpoint.
+        model: May be on the `meta` device.
+
+    Raises:
+        DamagedError: It is not whole.
+        CheckpointError: It is of another network, or a newer version of this program wrote it.
+        OSError: It cannot be read now.
+    """
+    verify(path, ["model.safetensors"], refuse_unfit=partial(refuse_unfit, model=model))
+    refuse_unfit(path, model)
+    return read_tensors(path, "model.safetensors")
 
 
 def read_tensors(path: Path, name: str) -> bytes:

@@ -8,13 +8,14 @@ somebody else, or from a disk that failed.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal, cast
 
@@ -30,9 +31,12 @@ FILES = (*TENSOR_FILES, "meta.json")
 HEADER_BYTES = 1 << 25
 """More than the header of a safetensors file has: it names some hundred thousand tensors."""
 UNCHECKED_BYTES = 1 << 30
-"""A file whose header does not fit its length is hashed up to this length, and counts as damaged above it."""
+"""A longer file is hashed only if its header fits its length and the network to fill."""
 
-_NAME = re.compile(r"(replaced-|writing-)?step-([0-9]{8,18})")
+STEP_DIGITS = 18
+"""At most, in a checkpoint's name."""
+
+_NAME = re.compile(rf"(replaced-|writing-)?step-([0-9]{{8,{STEP_DIGITS}}})")
 
 
 def _as_text(value: object) -> str:
@@ -78,7 +82,7 @@ class Meta(BaseModel):
         """Read what `to_json` wrote.
 
         Raises:
-            ValueError: It says what cannot be; a `ValidationError` names the key.
+            ValueError: It is not valid; a `ValidationError` names the key.
         """
         return cls.model_validate(parse_record(content, "it"))
 
@@ -113,8 +117,7 @@ def steps(folder: Path) -> dict[int, Path]:
     kind = obstacle(folder, folder=True)
     if kind is not None:
         raise CheckpointError(
-            f"{folder} is a {kind}: a run's files are not looked for through links inside its folder. Move the "
-            f"checkpoints there."
+            f"{folder} is a {kind}: links inside a run folder are not followed. Move the checkpoints there."
         )
     found: dict[int, Path] = {}
     for name in entries(folder):
@@ -135,15 +138,25 @@ def leftovers(folder: Path) -> list[Path]:
     ]
 
 
-def verify(path: Path) -> None:
-    """Compare every file of a checkpoint with its manifest.
+Check = Callable[[Path], None]
+"""Raises an error for a checkpoint."""
+
+
+def verify(path: Path, names: Collection[str] = TENSOR_FILES, *, refuse_unfit: Check = lambda path: None) -> None:
+    """Compare the files of a checkpoint with its manifest.
+
+    Args:
+        path: The checkpoint.
+        names: Those of the tensor files that are going to be read.
+        refuse_unfit: Raises an error, which is passed on, if it is of another network than the one to fill; called
+            before a very long file is hashed.
 
     Raises:
         DamagedError: A file is missing or differs.
         CheckpointError: A newer version of this program wrote it, or it is another step's.
         OSError: It cannot be read now, which says nothing about whether it is whole.
     """
-    _verified_meta(path, others=True)
+    _verified_meta(path, names, refuse_unfit)
 
 
 def read_meta(path: Path) -> Meta:
@@ -151,10 +164,10 @@ def read_meta(path: Path) -> Meta:
 
     Raises:
         DamagedError: It or the manifest is missing or differs.
-        CheckpointError: A newer version of this program wrote it, or it says what cannot be.
+        CheckpointError: A newer version of this program wrote it, or it is not valid.
         OSError: It cannot be read now.
     """
-    content = _verified_meta(path, others=False)
+    content = _verified_meta(path)
     try:
         meta = Meta.from_json(content)
     except ValueError as error:
@@ -162,26 +175,28 @@ def read_meta(path: Path) -> Meta:
         if isinstance(error, ValidationError):
             detail = error.errors()[0]
             reason = f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}"
-        raise CheckpointError(f"{path / 'meta.json'} says what cannot be ({reason}): use another checkpoint.") from None
+        raise CheckpointError(f"{path / 'meta.json'} is not valid ({reason}): use another checkpoint.") from None
     if not len(meta.preprocessing.mean) == len(meta.preprocessing.std) == meta.preprocessing.channels:
         raise CheckpointError(f"{path / 'meta.json'} has not one mean and std a channel: use another checkpoint.")
     return meta
 
 
-def newest_whole(folder: Path, warn: Callable[[str], None]) -> Path | None:
+def newest_whole(folder: Path, warn: Callable[[str], None], *, refuse_unfit: Check = lambda path: None) -> Path | None:
     """Find the newest checkpoint that is whole; damaged ones are moved aside. Rank 0 alone.
 
     Args:
         folder: The run's `checkpoints`.
         warn: Gets a line for each that is moved aside.
+        refuse_unfit: As in `verify`.
 
     Raises:
         CheckpointError: A newer version of this program wrote it.
         OSError: One cannot be read now; all stay where they are.
     """
-    for path in reversed(steps(folder).values()):
+    while found := steps(folder):  # again after each: `replaced-step-N` may take the place of step-N
+        path = found[max(found)]
         try:
-            verify(path)
+            verify(path, refuse_unfit=refuse_unfit)
         except DamagedError as error:
             aside = path.with_name(f"corrupt-{path.name}-{time.time_ns()}")
             path.rename(aside)
@@ -200,11 +215,29 @@ def remove(path: Path) -> None:
     """Remove a checkpoint's own files and its folder.
 
     Raises:
-        OSError: A file cannot be removed, or the folder holds a file that is not the checkpoint's; that one stays.
+        OSError: It is a link, or no folder; a file cannot be removed; or the folder holds a file that is not the
+            checkpoint's. That one stays.
     """
+    kind = obstacle(path, folder=True)
+    if kind is not None:  # through a link, files outside the run would be removed
+        raise NotADirectoryError(errno.ENOTDIR, f"it is a {kind}, not a folder", str(path))
     for name in (MANIFEST, *FILES):  # without its manifest it is no checkpoint any more
         (path / name).unlink(missing_ok=True)
     path.rmdir()
+
+
+def free_name(path: Path) -> None:
+    """Remove what a killed write left at a path; what is not a checkpoint's own is kept beside it, as `kept-...`.
+
+    Raises:
+        OSError: The folder around it cannot be written.
+    """
+    if not os.path.lexists(path):
+        return
+    try:
+        remove(path)
+    except OSError:
+        path.rename(path.with_name(f"kept-{path.name}-{time.time_ns()}"))
 
 
 def prune(folder: Path, *, keep: int, best: int | None, warn: Callable[[str], None] = lambda line: None) -> None:
@@ -252,8 +285,8 @@ def tensor_table(content: BinaryIO) -> tuple[dict[str, tuple[str, tuple[int, ...
     return table, 8 + length + end
 
 
-def _verified_meta(path: Path, *, others: bool) -> bytes:
-    """Return `meta.json`, compared with the manifest; with `others`, every other file is compared too."""
+def _verified_meta(path: Path, names: Collection[str] = (), refuse_unfit: Check = lambda path: None) -> bytes:
+    """Return `meta.json`, compared with the manifest; the tensor files `names` are compared too."""
     kind = obstacle(path, folder=True)
     if kind is not None:
         raise DamagedError(f"The checkpoint {path} is not whole: it is a {kind}, not a folder. Use another one.")
@@ -266,7 +299,7 @@ def _verified_meta(path: Path, *, others: bool) -> bytes:
         _refuse_foreign(path, meta)
         if set(manifest) != set(FILES):
             raise ContentError(f"{MANIFEST} names other files than {', '.join(FILES)}")
-        differ = [name for name in TENSOR_FILES if others and _sha256(path / name) != manifest[name]]
+        differ = [name for name in names if _sha256(path / name, refuse_unfit) != manifest[name]]
     except ContentError as error:
         raise DamagedError(f"The checkpoint {path} is not whole: {error}. Use another one.") from None
     if differ:
@@ -296,14 +329,16 @@ def _refuse_foreign(path: Path, meta: dict[str, Any]) -> None:
         raise CheckpointError(f"The checkpoint {path} is that of step {step}, not of {named_step}: rename it back.")
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Path, refuse_unfit: Check) -> str:
     """Hash a tensor file; one that is very long and does not fit its header counts as another file."""
     with named(path), open_plain(path) as file:
         size = os.fstat(file.fileno()).st_size
         declared = None
         with contextlib.suppress(ContentError):
             declared = tensor_table(file)[1]
-        if declared != size and size > UNCHECKED_BYTES:
-            return ""
+        if size > UNCHECKED_BYTES:
+            if declared != size:
+                return ""
+            refuse_unfit(path.parent)
         file.seek(0)
         return hashlib.file_digest(cast("io.BufferedReader", file), "sha256").hexdigest()

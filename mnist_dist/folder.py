@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import os
 import re
 import socket
@@ -28,8 +27,10 @@ from mnist_dist.storage import (
     cut,
     entries,
     is_real_folder,
+    make_folder,
     obstacle,
     parse_record,
+    read_pieces,
     read_plain,
     sync_folder,
     temporary_of,
@@ -122,7 +123,8 @@ class RunFolder:
             return
         if not self.path.is_dir():
             raise ConfigError(f"--run {self.path} is a file: name a folder that does not exist yet.")
-        early = {self.environment, *map(temporary_of, (self.environment, self.config)), *map(self.path.joinpath, _LOCK)}
+        lock, owner = map(self.path.joinpath, _LOCK)
+        early = {self.environment, lock, owner, *map(temporary_of, (self.environment, self.config, owner))}
         names = set(entries(self.path)) - {"logs", "checkpoints", "initial", *(path.name for path in early)}
         if os.path.lexists(self.config):
             self.lock().release()  # says so if the run is still going on
@@ -144,7 +146,7 @@ class RunFolder:
             ConfigError: Another process has it; the message names its host and pid.
             CheckpointError: Something stands where the run's own files must be.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         self._refuse_obstacles()
         lock_name, owner_name = _LOCK
         owner = self.path / owner_name
@@ -179,14 +181,6 @@ class RunFolder:
                     f"{place} is a {kind}, where the run writes a {wanted} of its own: move it away. ({self.path} "
                     f"itself may be a link.)"
                 )
-
-    def write_config(self, content: bytes) -> None:
-        """Write `config.yaml`, with which the folder becomes a run.
-
-        Args:
-            content: From `config_content`.
-        """
-        write_whole(self.config, content)
 
     def config_sha256(self) -> str:
         """Return the hash of the run's config, from which `check_run` tells whether it is as it was written."""
@@ -231,7 +225,7 @@ class RunFolder:
             return "it is a file. Name a folder that `train` made."
         runs = self._runs_in(self.path)
         if runs:
-            return f"it holds {len(runs):,} of them. Name one, e.g. {runs[-1]}."
+            return f"it holds {len(runs):,} run{'s' * (len(runs) > 1)}. Name one, e.g. {runs[-1]}."
         return "it has no config.yaml. Name a folder that `train` made."
 
     @staticmethod
@@ -268,15 +262,21 @@ class RunFolder:
         """
         warnings = []
         size = sizes.get(self.metrics.name, 0)
-        content = read_plain(self.metrics, limit=math.inf)[:size] if os.path.lexists(self.metrics) else b""
+        has_journal = os.path.lexists(self.metrics)
+        digest, length, end_of_lines = hashlib.sha256(), 0, 0
+        for piece in read_pieces(self.metrics, size) if has_journal else ():
+            digest.update(piece)
+            if b"\n" in piece:
+                end_of_lines = length + piece.rfind(b"\n") + 1
+            length += len(piece)
         self.result.unlink(missing_ok=True)
         sync_folder(self.path)
-        if len(content) < size:
+        if length < size:
             warnings.append(f"{self.metrics} is shorter than it was: lines of it are lost.")
-            size = content.rfind(b"\n") + 1
-        elif journal_sha256 not in (None, hashlib.sha256(content).hexdigest()):
+            size = end_of_lines
+        elif journal_sha256 not in (None, digest.hexdigest()):
             warnings.append(f"{self.metrics} is not as the run wrote it: lines of it are damaged.")
-        if os.path.lexists(self.metrics):
+        if has_journal:
             cut(self.metrics, size)
         for name in entries(self.tensorboard):
             file, size = self.tensorboard / name, sizes.get(f"{self.tensorboard.name}/{name}", -1)
@@ -290,15 +290,21 @@ class RunFolder:
         return warnings
 
     def remove_unstarted(self) -> None:
-        """Remove what the logs of ranks leave behind where no run ever started."""
-        logs = self.log(0).parent
-        if self.path.is_dir() and not os.path.lexists(self.config):
-            for name in entries(logs) if is_real_folder(logs) else ():
-                if re.fullmatch(r"rank-[0-9]+\.log", name):
-                    (logs / name).unlink()
-            for folder in (logs, self.path):
-                with contextlib.suppress(OSError):  # there is something else in it
-                    folder.rmdir()
+        """Remove what the logs of ranks leave behind where no run ever started, unless one is starting there now."""
+        logs, lock = self.log(0).parent, self.path / _LOCK[0]
+        with contextlib.ExitStack() as stack:
+            if os.path.lexists(lock):  # a rank 0 has come so far as to claim the folder
+                try:
+                    stack.enter_context(locks.held(lock, blocking=False))
+                except (Timeout, OSError):
+                    return
+            if self.path.is_dir() and not os.path.lexists(self.config):
+                for name in entries(logs) if is_real_folder(logs) else ():
+                    if re.fullmatch(r"rank-[0-9]+\.log", name):
+                        (logs / name).unlink()
+                for folder in (logs, self.path):
+                    with contextlib.suppress(OSError):  # there is something else in it
+                        folder.rmdir()
 
     def write_environment(self, record: dict[str, Any]) -> None:
         """Replace `environment.json`."""
@@ -373,11 +379,10 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
 def claim_run_folder(name: str) -> Path:
     """Make a new folder below `runs/`, named after the config and the time, that no other process gets too."""
     stem = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    stem.parent.mkdir(exist_ok=True)
     for number in count(1):
         path = stem if number == 1 else stem.with_name(f"{stem.name}-{number}")
         with contextlib.suppress(FileExistsError):
-            path.mkdir()
+            make_folder(path, exist_ok=False)
             return path
     raise AssertionError  # there is always a next number
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from mnist_dist.storage import obstacle
+
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 """What disks without locks answer, such as NFS without its lock daemon or Lustre mounted without flock."""
 
@@ -26,12 +28,12 @@ def take(path: Path, *, blocking: bool = True) -> FileLock:
 
     Raises:
         Timeout: Another process holds it, and `blocking` is false.
-        OSError: The file cannot be opened.
+        OSError: The file cannot be opened, or is a link, a folder, a pipe or a device.
     """
-    try:
-        lock = FileLock(path, fallback_to_soft=False)
-    except TypeError:  # an older filelock, which raises ENOSYS or falls back without being asked
-        lock = FileLock(path)
+    kind = obstacle(path, folder=False)
+    if kind is not None:
+        raise OSError(errno.ELOOP, f"it is a {kind}, where a lock file must be", str(path))
+    lock = FileLock(path, fallback_to_soft=False)
     try:
         lock.acquire(blocking=blocking)
     except OSError as error:

@@ -12,7 +12,7 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,6 +24,7 @@ _CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 _BINARY = getattr(os, "O_BINARY", 0)
 _NONBLOCK = getattr(os, "O_NONBLOCK", 0)  # a pipe without a writer never blocks the open
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_PIECE_BYTES = 1 << 20
 
 
 class ContentError(ValueError):
@@ -33,12 +34,12 @@ class ContentError(ValueError):
     """
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes | Iterable[bytes]) -> None:
     """Replace a file so that after any kill or power cut the old or the new one is there, whole.
 
     Args:
         path: A link there is replaced, not followed.
-        content: All of the new file.
+        content: All of the new file, perhaps in pieces.
 
     Raises:
         OSError: The disk is full or read-only, or `path` is a folder; the old file is untouched.
@@ -60,7 +61,7 @@ def temporary_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.writing")
 
 
-def write_new(path: Path, content: bytes) -> None:
+def write_new(path: Path, content: bytes | Iterable[bytes]) -> None:
     """Write and sync a file that must not exist yet.
 
     Raises:
@@ -68,7 +69,7 @@ def write_new(path: Path, content: bytes) -> None:
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _CLOEXEC | _BINARY
     with named(path), os.fdopen(os.open(path, flags, 0o666), "wb") as file:
-        file.write(content)
+        file.writelines([content] if isinstance(content, bytes) else content)
         file.flush()
         os.fsync(file.fileno())
 
@@ -118,6 +119,19 @@ def read_plain(path: Path, limit: float = SIDE_FILE_BYTES) -> bytes:
         return file.read()
 
 
+def read_pieces(path: Path, size: int) -> Iterator[bytes]:
+    """Read the first `size` bytes of a plain file a megabyte at a time: it may be of any length.
+
+    Raises:
+        ContentError: There is no such file, or it is a link, a folder, a pipe or a device.
+        OSError: The system cannot read it.
+    """
+    with named(path), open_plain(path) as file:
+        while piece := file.read(min(_PIECE_BYTES, size)):
+            size -= len(piece)
+            yield piece
+
+
 def parse_record(content: bytes, what: str) -> dict[str, Any]:
     """Parse a JSON object.
 
@@ -126,14 +140,14 @@ def parse_record(content: bytes, what: str) -> dict[str, Any]:
         what: Names it in the message.
 
     Raises:
-        ContentError: It is none.
+        ContentError: It is not one.
     """
     try:
         record = json.loads(content)
     except (ValueError, RecursionError):
-        raise ContentError(f"{what} is {'no JSON' if content else 'empty'}") from None
+        raise ContentError(f"{what} is {'not JSON' if content else 'empty'}") from None
     if not isinstance(record, dict):
-        raise ContentError(f"{what} is no JSON object")
+        raise ContentError(f"{what} is not a JSON object")
     return record
 
 
@@ -149,7 +163,7 @@ def cut(path: Path, size: int) -> None:
         if status.st_size <= size:
             return
         if status.st_nlink > 1:
-            write_whole(path, file.read(size))
+            write_whole(path, read_pieces(path, size))
             return
     with named(path), open_plain(path, os.O_WRONLY | os.O_APPEND) as file:
         os.ftruncate(file.fileno(), size)
@@ -200,6 +214,24 @@ def exchange(one: Path, other: Path) -> bool:
         return False
     code = rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
     return bool(code == 0)
+
+
+def make_folder(path: Path, *, exist_ok: bool = True) -> None:
+    """Make a folder, and those above it that are missing, so that all of them outlast a power cut.
+
+    Args:
+        path: The folder.
+        exist_ok: Whether it may be there already.
+
+    Raises:
+        FileExistsError: It may not, or there is a file at its place.
+        OSError: The disk is full or read-only.
+    """
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=exist_ok)
+    for folder in missing:
+        with contextlib.suppress(PermissionError):  # one that may be written and not listed cannot be synced
+            sync_folder(folder.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -107,11 +107,11 @@ def open_trained(run: Path, which: str | None, runtime: Runtime) -> Trained:
         image_size=pictures.image_size,
         dropout=config.model.dropout,
     )
-    checkpoint.verify(path)
     with torch.device("meta"):  # takes no memory
-        checkpoint.refuse_unfit(path, build())
+        expected = build()
+    weights = checkpoint.read_weights(path, expected)
     model = build()
-    checkpoint.restore_model(checkpoint.read_tensors(path, "model.safetensors"), model, path)
+    checkpoint.restore_model(weights, model, path)
     return Trained(
         folder=folder,
         checkpoint=path,

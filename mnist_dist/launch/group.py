@@ -22,7 +22,7 @@ from mnist_dist.machine import allowed_cpus
 from mnist_dist.observe.names import shown
 from mnist_dist.shell import join, quote
 from mnist_dist.signals import name_of
-from mnist_dist.storage import ContentError, obstacle, open_append
+from mnist_dist.storage import ContentError, make_folder, obstacle, open_append
 from mnist_dist.worker import EXPECTED_RANKS, GROUP_FOLDER, LAUNCHER, RANK_LOG, TIMEOUT, GroupFolder
 
 POLL_SECONDS = 0.02
@@ -299,7 +299,7 @@ def _open(path: Path) -> IO[bytes]:
     kind = obstacle(path.parent, folder=True)
     if kind is not None:
         raise CheckpointError(f"{path.parent} is a {kind}, where the ranks' logs are written: move it away.")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     try:
         return open_append(path)
     except ContentError as error:

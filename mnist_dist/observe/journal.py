@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 from mnist_dist.observe import Observer
 from mnist_dist.reports import EpochReport, Evaluation, Event, StepReport
-from mnist_dist.storage import named, open_append, read_plain
+from mnist_dist.storage import named, open_append, read_pieces
 
 
 class Journal(Observer):
@@ -21,7 +20,9 @@ class Journal(Observer):
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file = open_append(path)
-        self._digest = hashlib.sha256(read_plain(path, limit=math.inf))
+        self._digest = hashlib.sha256()
+        for piece in read_pieces(path, os.fstat(self._file.fileno()).st_size):
+            self._digest.update(piece)
 
     def step(self, report: StepReport) -> None:  # noqa: D102
         self._write("step", asdict(report))

@@ -17,6 +17,7 @@ from mnist_dist import checkpoint
 from mnist_dist.errors import MnistDistError
 from mnist_dist.folder import RunFolder, config_content, write_record
 from mnist_dist.models import build_model
+from mnist_dist.storage import write_whole
 
 model = build_model("small_cnn", classes=10, channels=1, image_size=28)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -33,7 +34,7 @@ def write_side_files(folder: Path, version: int) -> None:
     run = RunFolder(folder)
     write_record(run.environment, {"version": version})
     write_record(run.result, {"version": version})
-    run.write_config(config_content(f"version: {version}\n", None)[0])
+    write_whole(run.config, config_content(f"version: {version}\n", None)[0])
 
 
 def prepare(mode: str, folder: Path) -> None:

@@ -25,7 +25,7 @@ def runs(tmp_path, monkeypatch):
         ("a", "a is not a run: there is no such folder. Did you mean runs/a?"),
         ("notes.txt", "notes.txt is not a run: it is a file."),
         ("empty", "empty is not a run: it has no config.yaml."),
-        ("runs", "runs is not a run: it holds 2 of them. Name one, e.g. runs/b."),
+        ("runs", "runs is not a run: it holds 2 runs. Name one, e.g. runs/b."),
         ("runs/a/checkpoints/step-00000007", "is not a run: it is inside the run runs/a. Name that."),
         ("runs/a/config.yaml", "is not a run: it is inside the run runs/a."),
     ],

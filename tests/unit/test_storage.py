@@ -1,14 +1,20 @@
 import errno
+import hashlib
 import json
 import os
+import shutil
+import tracemalloc
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 
-from mnist_dist import checkpoint, errors
-from mnist_dist.checkpoint_files import remove, step_of, steps, verify
-from mnist_dist.errors import CheckpointError, DamagedError, GroupError, StoppedError
-from mnist_dist.folder import claim_run_folder
+from mnist_dist import checkpoint, checkpoint_files, errors, locks
+from mnist_dist.checkpoint_files import FILES, MANIFEST, remove, step_of, steps, verify
+from mnist_dist.errors import CheckpointError, ConfigError, DamagedError, GroupError, StoppedError
+from mnist_dist.folder import RunFolder, claim_run_folder
+from mnist_dist.observe.journal import Journal
 from mnist_dist.storage import ContentError, cut, exchange, open_append, parse_record, read_plain, write_whole
 
 
@@ -108,6 +114,21 @@ def written(tmp_path):
     return tmp_path
 
 
+@pytest.fixture
+def save_again(written, monkeypatch):
+    """Save the newest step once more, on a file system that can exchange two names or not, and remove old ones."""
+
+    def save(can_exchange):
+        model = torch.nn.Linear(2, 2)
+        with monkeypatch.context() as patch:
+            if not can_exchange:
+                patch.setattr(checkpoint, "exchange", lambda one, other: False)
+            checkpoint.write(written, 100_000_000, model, torch.optim.SGD(model.parameters(), lr=0.1), {})
+            checkpoint.prune(written, keep=3, best=None)
+
+    return save
+
+
 def test_checkpoints_are_sorted_by_their_number(written):
     assert list(steps(written)) == [99_999_998, 99_999_999, 100_000_000]
     checkpoint.prune(written, keep=2, best=None)
@@ -122,6 +143,82 @@ def test_an_old_checkpoint_that_cannot_be_removed_is_a_warning(written):
     assert "step-99999998 is no longer needed and cannot be removed (Directory not empty)" in lines[0]
     assert [path.name for path in (written / "step-99999998").iterdir()] == ["notes.txt"]
     assert list(steps(written)) == [99_999_998, 100_000_000]
+
+
+def test_a_link_in_place_of_a_checkpoint_is_not_followed_when_old_ones_are_removed(written, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "step-99999998"
+    (written / "step-99999998").rename(elsewhere)
+    for name in ("step-99999998", "writing-step-00000005", "replaced-step-00000006"):
+        (written / name).symlink_to(elsewhere)
+    lines = []
+    checkpoint.prune(written, keep=1, best=None, warn=lines.append)
+    assert sorted(path.name for path in elsewhere.iterdir()) == sorted((MANIFEST, *FILES))
+    assert sum("cannot be removed (it is a link, not a folder)" in line for line in lines) == len(lines) == 3
+    assert list(steps(written))[-1] == 100_000_000
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+@pytest.mark.parametrize("left", ["nothing", "whole", "half", "foreign", "link", "file"])
+def test_a_step_is_saved_again_whatever_a_kill_or_a_user_has_left(save_again, written, tmp_path, can_exchange, left):
+    """Checkpoints that a kill left go; what is not the run's is kept, and the step can be saved ever again."""
+    former, outside = written / "step-100000000", tmp_path / "outside"
+    shutil.copytree(former, outside)
+    (former / "notes.txt").write_text("mine")
+    for name in ("writing-step-100000000", "replaced-step-100000000"):
+        place = written / name
+        if left in ("whole", "half", "foreign"):
+            shutil.copytree(outside, place)
+        if left == "half":
+            (place / "MANIFEST.json").unlink()
+        if left == "foreign":
+            (place / "more.txt").write_text("mine too")
+        if left == "link":
+            place.symlink_to(outside)
+        if left == "file":
+            place.write_text("mine too")
+    for _ in range(3):
+        save_again(can_exchange)
+        assert checkpoint.newest_whole(written, pytest.fail) == former
+        assert sorted(path.name for path in former.iterdir()) == sorted((MANIFEST, *FILES))
+    notes = [path.read_bytes() for path in written.rglob("*") if path.is_file()]
+    assert notes.count(b"mine") == 1
+    assert notes.count(b"mine too") == (2 if left in ("foreign", "file") else 0)
+    assert sorted(path.name for path in outside.iterdir()) == sorted((MANIFEST, *FILES))
+
+
+@pytest.mark.parametrize("number", range(1, 13))
+def test_a_step_that_is_saved_again_is_whole_after_a_kill_at_any_change(save_again, written, monkeypatch, number):
+    """The kill comes before each change of a name, with a `replaced-step-N` that an earlier kill has left."""
+    shutil.copytree(written / "step-100000000", written / "replaced-step-100000000")
+    calls = []
+
+    def counted(change):
+        def call(*arguments, **options):
+            calls.append(change.__name__)
+            if len(calls) == number:
+                raise KeyboardInterrupt
+            return change(*arguments, **options)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for name in ("rename", "unlink", "rmdir"):
+            patch.setattr(Path, name, counted(getattr(Path, name)))
+        with pytest.raises(KeyboardInterrupt):
+            save_again(False)
+    found = checkpoint.newest_whole(written, pytest.fail)
+    assert found.name.removeprefix("replaced-") == "step-100000000"
+    save_again(False)
+    assert checkpoint.newest_whole(written, pytest.fail) == written / "step-100000000"
+
+
+def test_the_former_checkpoint_of_a_step_is_found_when_the_new_one_is_damaged(written):
+    newest = written / "step-100000000"
+    shutil.copytree(newest, written / f"replaced-{newest.name}")
+    (newest / "model.safetensors").write_bytes(b"")
+    lines = []
+    assert checkpoint.newest_whole(written, lines.append) == written / f"replaced-{newest.name}"
+    assert len(lines) == 1
 
 
 @pytest.mark.parametrize(
@@ -165,6 +262,135 @@ def test_only_a_damaged_checkpoint_is_moved_aside(written):
     (written / "step-99999998").rename(written / "step-99999997")
     with pytest.raises(CheckpointError, match="is that of step 99999998"):
         checkpoint.newest_whole(written, lines.append)
+
+
+def long_one(checkpoint, name):
+    """Give a checkpoint a sparse file of four terabytes whose header fits it, and a manifest that does not tell."""
+    header = json.dumps({"w": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}}).encode()
+    (checkpoint / name).write_bytes(len(header).to_bytes(8, "little") + header)
+    os.truncate(checkpoint / name, 8 + len(header) + (1 << 42))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors"])
+def test_a_long_file_of_another_network_is_refused_before_it_is_hashed(written, monkeypatch, name):
+    newest, model = written / "step-100000000", torch.nn.Linear(2, 2)
+    adam = torch.optim.Adam(model.parameters())
+    weights = (newest / "model.safetensors").read_bytes()
+    long_one(newest, name)
+    digest = hashlib.file_digest
+
+    def hash_short(file, algorithm):
+        assert os.fstat(file.fileno()).st_size < 1 << 30
+        return digest(file, algorithm)
+
+    monkeypatch.setattr(hashlib, "file_digest", hash_short)
+    fits = partial(checkpoint.refuse_unfit, model=model, optimizer=adam)
+    with pytest.raises(CheckpointError, match="is of another"):
+        checkpoint.newest_whole(written, pytest.fail, refuse_unfit=fits)
+    if name == "model.safetensors":
+        with pytest.raises(CheckpointError, match="is of another network"):
+            checkpoint.read_weights(newest, model)
+    else:
+        assert checkpoint.read_weights(newest, model) == weights
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "none"])
+def test_a_long_file_of_the_same_network_is_hashed_as_any_other(written, monkeypatch, damage):
+    monkeypatch.setattr(checkpoint_files, "UNCHECKED_BYTES", 10)
+    newest, model = written / "step-100000000", torch.nn.Linear(2, 2)
+    content = bytearray((newest / "model.safetensors").read_bytes())
+    if damage == "flip":
+        content[-1] ^= 1
+    (newest / "model.safetensors").write_bytes(content[: -3 if damage == "cut" else None])
+    lines = []
+    fits = partial(checkpoint.refuse_unfit, model=model)
+    whole = checkpoint.newest_whole(written, lines.append, refuse_unfit=fits)
+    assert whole == (newest if damage == "none" else written / "step-99999999")
+    assert len(lines) == (damage != "none")
+
+
+@pytest.mark.parametrize("which", ["9" * 18, "9" * 5000, "٣" * 5000, "none"])
+def test_a_step_of_any_length_is_refused_by_name(written, which):
+    with pytest.raises(CheckpointError, match="There is no checkpoint"):
+        checkpoint.find(written, which)
+
+
+@pytest.mark.parametrize("make", [lambda path, to: path.symlink_to(to), lambda path, to: os.mkfifo(path)])
+def test_a_lock_file_that_is_none_is_refused_before_it_is_opened(tmp_path, monkeypatch, make):
+    precious, path = tmp_path / "precious", tmp_path / "lock"
+    precious.write_text("precious")
+    make(path, precious)
+
+    def opened(*arguments, **options):
+        pytest.fail("it was opened")
+
+    monkeypatch.setattr(locks, "FileLock", opened)
+    with pytest.raises(OSError, match="where a lock file must be"):
+        locks.take(path)
+    assert precious.read_text() == "precious"
+
+
+def test_a_folder_in_which_a_run_was_killed_as_it_locked_it_is_new(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    for name in (".lock", "..lock-owner.writing"):
+        (folder.path / name).touch()
+    folder.check_new()
+    (folder.path / "notes.txt").touch()
+    with pytest.raises(ConfigError, match="is not empty"):
+        folder.check_new()
+
+
+def test_logs_of_a_run_that_is_starting_in_the_same_folder_stay(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.log(1).parent.mkdir(parents=True)
+    folder.log(1).touch()
+    lock = folder.lock()
+    folder.remove_unstarted()
+    assert folder.log(1).exists()
+    lock.release()
+    folder.remove_unstarted()
+    assert not folder.log(1).exists()
+
+
+@pytest.mark.parametrize("length", [3_000_000, 2_000_010, 1_500_000])
+def test_a_journal_of_any_length_is_cut_back_in_little_memory(tmp_path, length):
+    """The file is sparse and has a terabyte; of its first two megabytes the run had written some."""
+    folder = RunFolder(tmp_path)
+    lines = b'{"kind": "step"}\n' * 120_000
+    size, digest = 2_000_010, hashlib.sha256(lines[:2_000_010]).hexdigest()
+    folder.metrics.write_bytes(lines[:length])
+    if length > size:
+        os.truncate(folder.metrics, 1 << 40)
+    tracemalloc.start()
+    warnings = folder.cut_back({"metrics.jsonl": size}, digest)
+    journal = Journal(folder.metrics)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    journal.close()
+    kept = folder.metrics.read_bytes()
+    assert most < 1 << 23
+    assert kept == lines[: size if length >= size else lines.rfind(b"\n", 0, length) + 1]
+    assert ["is shorter than it was" in line for line in warnings] == [True] * (length < size)
+    assert journal.journal_sha256() == hashlib.sha256(kept).hexdigest()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="names open files by /proc")
+def test_the_folders_above_a_new_run_are_synced(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    synced, fsync = [], os.fsync
+
+    def note(descriptor):
+        synced.append(os.path.relpath(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    run = claim_run_folder("train")
+    assert sorted(synced) == [".", "runs"]
+    synced.clear()
+    RunFolder(Path("a/b/run")).lock().release()
+    assert synced[:3] == ["a/b", "a", "."]
+    assert run.is_dir()
 
 
 def test_runs_that_start_in_the_same_second_get_a_folder_each(tmp_path, monkeypatch):
