@@ -72,6 +72,8 @@ def one_rank(ranks: int, rank: int) -> Iterator[Runtime]:
             yield runtime
         finally:
             runtime.close()
+            if ranks > 1:
+                torch.distributed.destroy_process_group()
 
 
 def blank_images(images: int) -> Dataset:
