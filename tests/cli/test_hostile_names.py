@@ -70,7 +70,7 @@ def test_a_run_shows_its_names_as_text(folder):
     output = (folder / "output").read_text()
     assert r"12 (\x1b[31mred, " in output
     assert ", ...)" in output
-    assert r"predict 'my run [x]\x1b' PICTURE.png" in output
+    assert r"predict $'my run [x]\x1b' PICTURE.png" in output  # as bash reads it
     assert json.loads((folder / "my run [x]\x1b" / "result.json").read_text())["status"] == "finished"
 
 
