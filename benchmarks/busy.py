@@ -23,16 +23,17 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from summary import describe_machine, machine_text, markdown_table, spread_of, versions_text
 from torch import nn
 from torch.nn import functional
 
-from mnist_dist import cli, models, threads
+from mnist_dist import cli
+from mnist_dist.group import threads
 from mnist_dist.launch.group import KEEP_MEMORY
 from mnist_dist.machine import allowed_cpus
+from mnist_dist.models import CATALOGUE, Network, build_model
 
 HOG = "while True: pass"
 WARM_SECONDS = 1.0
@@ -217,15 +218,19 @@ class ResNet18(nn.Module):
 def train_as_rank() -> None:
     """Be `mnist-dist train`; at 32 pixels, `small_cnn` is a ResNet-18."""
     if "data.image_size=32" in sys.argv:
-        models.MODELS["small_cnn"] = ResNet18  # type: ignore[assignment]
-        threads.MULTIPLY_ADDS["small_cnn"] = lambda channels, size: RESNET_MULTIPLY_ADDS
+        CATALOGUE["small_cnn"] = Network(
+            cls="__main__:ResNet18",
+            summary="torchvision's",
+            smallest=32,
+            multiply_adds=lambda channels, size: RESNET_MULTIPLY_ADDS,
+        )
     cli.main()
 
 
 def train_plainly(work: Work, run: Path) -> None:
     """Train on tensors in memory with torch's defaults, and write a journal."""
-    kinds: dict[str, Any] = {**models.MODELS, "resnet18": ResNet18}
-    model = kinds[work.model](classes=10, channels=work.channels, image_size=work.size)
+    shape = {"classes": 10, "channels": work.channels, "image_size": work.size}
+    model: nn.Module = ResNet18(**shape) if work.model == "resnet18" else build_model(work.model, **shape)
     pictures = torch.randn(8192, work.channels, work.size, work.size)
     labels = torch.randint(10, (8192,))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)

@@ -23,9 +23,9 @@ from numpy.lib.format import open_memmap
 
 from mnist_dist.data.approval import approve
 from mnist_dist.data.files import write_sealed
-from mnist_dist.data.stored import FORMAT, INDEX, VERIFIED, array_path
-from mnist_dist.heartbeat import Pulses
-from mnist_dist.worker import GROUP_FOLDER, GroupFolder
+from mnist_dist.data.store_files import FORMAT, INDEX, VERIFIED, array_path
+from mnist_dist.group.heartbeat import Pulses
+from mnist_dist.group.place import GROUP_FOLDER, GroupFolder
 
 SIZES = (60_000, 6_000_000)
 CLASSES = 10
@@ -35,7 +35,7 @@ OPEN = """
 import os, time
 from mnist_dist.config.schema import Data
 from mnist_dist.data import open_dataset
-from mnist_dist.worker import group_folder_of
+from mnist_dist.group.place import group_folder_of
 began = time.perf_counter()
 open_dataset(Data(), seed=0, announce=print, group=group_folder_of(os.environ))
 print(time.perf_counter() - began)

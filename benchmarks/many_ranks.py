@@ -28,14 +28,14 @@ import torch.distributed
 from accelerate import Accelerator
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from mnist_dist.benchmark.arithmetic import peak_memory
-from mnist_dist.benchmark.windows import Series
+from mnist_dist.bench.arithmetic import peak_memory
+from mnist_dist.bench.windows import Series
 from mnist_dist.config import load, parse_setting
 from mnist_dist.data import Dataset, Sampler, Split
-from mnist_dist.data.stored import in_memory
-from mnist_dist.device import Choice
-from mnist_dist.reduction import Exact
+from mnist_dist.data.store_files import in_memory
 from mnist_dist.runtime import Runtime, Vote
+from mnist_dist.runtime.device import Choice
+from mnist_dist.training.reduction import Exact
 
 RANKS = (1, 8, 1024)
 """Powers of two, as `exact` needs them."""

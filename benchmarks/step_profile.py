@@ -18,14 +18,14 @@ import torch
 from commands import become_rank
 from torch.profiler import ProfilerActivity, profile
 
-from mnist_dist import train as loop
-from mnist_dist.benchmark.arithmetic import flop_by_operator, matrix_flop_per_second
+from mnist_dist.bench.arithmetic import flop_by_operator, matrix_flop_per_second
 from mnist_dist.config import Setting, load
 from mnist_dist.data import open_dataset
 from mnist_dist.errors import MnistDistError
 from mnist_dist.observe import Observer, Observers
-from mnist_dist.progress import Progress
-from mnist_dist.run import build_parts, join
+from mnist_dist.run.build import build_parts, join
+from mnist_dist.training import loop
+from mnist_dist.training.state import Progress
 
 WARM_STEPS = 100
 TOUCHED_BLOCKS, BLOCK_BYTES = 3, 1 << 29

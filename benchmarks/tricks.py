@@ -23,11 +23,11 @@ from torch import nn
 from torch.nn import functional
 
 from mnist_dist.config.schema import Sgd
-from mnist_dist.fused import Stepper
+from mnist_dist.fast.imports import leave_out_compiler
+from mnist_dist.fast.optimizer_step import Stepper
 from mnist_dist.launch.group import KEEP_MEMORY
-from mnist_dist.lean import leave_out_compiler
-from mnist_dist.models import MODELS, LargeCNN, SmallCNN
-from mnist_dist.optim import build_optimizer
+from mnist_dist.models import LargeCNN, SmallCNN, build_model
+from mnist_dist.training.optimizers import build_optimizer
 
 ALL = "as it is"
 LEFT_OUT = {
@@ -71,8 +71,9 @@ def images_per_second(variant: str, options: argparse.Namespace) -> float:
     """Train for some seconds after a warm-up."""
     if variant != "compile":
         leave_out_compiler()
-    kinds = LATE_POOLING if variant == "pooling" else MODELS
-    model: nn.Module = kinds[options.model](classes=10, channels=1, image_size=28)
+    shape = {"classes": 10, "channels": 1, "image_size": 28}
+    late = LATE_POOLING[options.model] if variant == "pooling" else None
+    model: nn.Module = late(**shape) if late else build_model(options.model, **shape)
     if variant == "dropout":
         model.conv2_drop = nn.Dropout(model.conv2_drop.p)
     layout = torch.contiguous_format if variant == "channels" else torch.channels_last

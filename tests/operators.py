@@ -10,17 +10,17 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mnist_dist import train as loop
 from mnist_dist.config import Config, Setting, load
 from mnist_dist.config.schema import EMBEDDED_DIGITS
 from mnist_dist.data import Dataset
-from mnist_dist.fused import Stepper
+from mnist_dist.fast.optimizer_step import Stepper
 from mnist_dist.observe import Observer, Observers
-from mnist_dist.optim import build_optimizer
-from mnist_dist.parts import Parts
-from mnist_dist.progress import Progress
-from mnist_dist.run import build_parts, join
+from mnist_dist.run.build import build_parts, join
 from mnist_dist.runtime import Runtime
+from mnist_dist.training import loop
+from mnist_dist.training.optimizers import build_optimizer
+from mnist_dist.training.parts import Parts
+from mnist_dist.training.state import Progress
 
 aten = torch.ops.aten
 

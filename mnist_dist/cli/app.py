@@ -6,23 +6,18 @@ from typing import Annotated
 
 import typer
 
-from mnist_dist.cli import bench, checks, configs, data, doctor, launch, results, training
+from mnist_dist.cli import bench, configs, data, doctor, launch, results, train, verify
+from mnist_dist.cli.tree import app
 from mnist_dist.observe.output import say
 
-app = typer.Typer(
-    name="mnist-dist",
-    help="Train an image classifier from a folder of pictures, on one CPU or many GPUs, with the same result.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # plain help, in two thirds of the time
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command("train")(training.train)
-app.command("resume")(training.resume)
+__all__ = ["app"]
+
+app.command("train")(train.train)
+app.command("resume")(train.resume)
 app.command("evaluate")(results.evaluate)
 app.command("predict")(results.predict)
 app.command("show")(results.show)
-app.command("verify")(checks.verify)
+app.command("verify")(verify.verify)
 app.command("bench")(bench.bench)
 app.command("doctor")(doctor.doctor)
 app.command("monitor")(results.monitor)

@@ -16,8 +16,8 @@ from mnist_dist.cli import flags
 from mnist_dist.observe.output import open_console, say
 
 if TYPE_CHECKING:
-    from mnist_dist.benchmark.plan import Plan
-    from mnist_dist.benchmark.report import Report
+    from mnist_dist.bench.plan import Plan
+    from mnist_dist.bench.report import Report
     from mnist_dist.config import Config, Resolved
     from mnist_dist.config.schema import Train
 
@@ -51,8 +51,8 @@ def bench(
     output: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Measure speed and scaling, see where a step's time goes. One thing is suggested."""
-    from mnist_dist.cli.processes import own_output, this_worker
-    from mnist_dist.cli.training import QUICK, resolve
+    from mnist_dist.cli.train import QUICK, resolve
+    from mnist_dist.launch.own import own_output, this_worker
 
     given = {"data": data, "device": device, "precision": precision, "model": model, "batch_size": batch_size}
     resolved, source = resolve(config, set_, given)
@@ -69,7 +69,7 @@ def bench(
     if as_json:
         say(json.dumps(asdict(report)))
         return
-    from mnist_dist.benchmark.table import print_report
+    from mnist_dist.bench.table import print_report
 
     print_report(report, open_console(tables=True))
 
@@ -80,8 +80,8 @@ def _plan(options: Train, processes: int | None) -> Plan:
     Raises:
         ConfigError: There are not so many GPUs, or they cannot share the global batch.
     """
-    from mnist_dist.benchmark.plan import make_plan, shareable
-    from mnist_dist.cli.processes import choose_ranks
+    from mnist_dist.bench.plan import make_plan, shareable
+    from mnist_dist.launch.own import choose_ranks
     from mnist_dist.machine import allowed_cpus, visible_gpus
 
     usual = choose_ranks(None, options.device)
@@ -107,13 +107,13 @@ def _threads(options: Train, ranks: int) -> int:
 
 def _measure(resolved: Resolved, plan: Plan, seconds: float) -> Report:
     """Start one group of processes after the other; exits with their code if they fail."""
-    from mnist_dist.benchmark.records import Record, write_cases
-    from mnist_dist.benchmark.report import Surroundings, assemble
-    from mnist_dist.cli.processes import own_group
-    from mnist_dist.cli.training import open_data
-    from mnist_dist.cpu_time import Moment, others_between
-    from mnist_dist.launch.local import run_local
+    from mnist_dist.bench.records import Record, write_cases
+    from mnist_dist.bench.report import Surroundings, assemble
+    from mnist_dist.cli.train import open_data
+    from mnist_dist.launch.own import own_group
+    from mnist_dist.launch.supervise import run_local
     from mnist_dist.machine import allowed_cpus, temporary_folder
+    from mnist_dist.machine.cpu_time import Moment, others_between
 
     records = {}
     before = Moment.now()
@@ -142,14 +142,14 @@ def _measure(resolved: Resolved, plan: Plan, seconds: float) -> Report:
 
 def _work(config: Config, ranks: int, seconds: float, file: Path) -> None:
     """Measure as one rank; the file holds the cases, and the record after that."""
-    from mnist_dist.lean import leave_out_compiler
-    from mnist_dist.threads import prepare
+    from mnist_dist.fast.imports import leave_out_compiler
+    from mnist_dist.group.threads import prepare
 
     prepare(config, ranks)  # as in training
     if not config.train.compile:
         leave_out_compiler()
-    from mnist_dist.benchmark.ranks import measure_alone, measure_together
-    from mnist_dist.benchmark.records import read_cases
+    from mnist_dist.bench.measure import measure_alone, measure_together
+    from mnist_dist.bench.records import read_cases
 
     measure = measure_alone if ranks == 1 else measure_together
     measure(config, read_cases(file), seconds, file)

@@ -64,8 +64,8 @@ def check(
     as_json: flags.Json = False,
 ) -> None:
     """Decode every picture and list each file that cannot be read or would be ignored; exit 3 if one is bad."""
-    from mnist_dist.data.pictures import Decoding, decode_all, discard
-    from mnist_dist.data.sources import survey
+    from mnist_dist.data.decode import Decoding, decode_all, discard
+    from mnist_dist.data.scan import survey
 
     folder = _folder(root, data)
     found = survey(folder, follow_links=follow_links)

@@ -107,9 +107,9 @@ def _run(device: Literal["all", "cpu", "cuda"], output: Path, *, ranks: int) -> 
         MnistDistError: A process has failed, died or hung.
         StoppedError: A signal came meanwhile.
     """
-    from mnist_dist.cli.processes import own_group
-    from mnist_dist.launch.local import run_local
-    from mnist_dist.signals import name_of
+    from mnist_dist.group.signals import name_of
+    from mnist_dist.launch.own import own_group
+    from mnist_dist.launch.supervise import run_local
 
     group = own_group(ranks=ranks, threads=1, extra=("--output", str(output), "--device", device))
     code = run_local(replace(group, start_seconds=START_SECONDS))

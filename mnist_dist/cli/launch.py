@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mnist_dist.cli import flags
+from mnist_dist.cli import flags, tree
 from mnist_dist.errors import ConfigError
-from mnist_dist.shell import join
+from mnist_dist.errors.shell import join
 
 if TYPE_CHECKING:
     from mnist_dist.launch.engines import Cluster, Launch
@@ -75,17 +75,17 @@ def local(
     The command is `train` or `resume` with its options, or any program that reads RANK, WORLD_SIZE and MASTER_ADDR.
     Hangs are detected only for `train` and `resume`.
     """
-    from mnist_dist.cli.processes import choose_ranks, own_command
-    from mnist_dist.cli.training import HANG_SECONDS, MAX_RESTARTS, START_SECONDS
+    from mnist_dist.cli.train import HANG_SECONDS, MAX_RESTARTS, START_SECONDS
     from mnist_dist.launch.group import Group, describe
-    from mnist_dist.launch.local import Restarts, run_local
+    from mnist_dist.launch.own import choose_ranks, own_command
+    from mnist_dist.launch.supervise import Restarts, run_local
     from mnist_dist.machine import check_loopback
 
     if command[0] in OWN:
         ours = {"--processes": processes, "--max-restarts": max_restarts, "--start-timeout": start_timeout,
                 "--hang-timeout": hang_timeout}  # fmt: skip
         options = [word for name, value in ours.items() if value is not None for word in (name, str(value))]
-        parsed = _parse((command[0], *options, *command[1:]))
+        parsed = tree.parse((command[0], *options, *command[1:]))
         if command[0] == "train":
             _check_share(parsed.params, ranks=None)
         words = [*own_command(), command[0], *options, *command[1:]]
@@ -172,7 +172,7 @@ def slurm(
     dry_run: DryRun = False,
 ) -> None:
     """Submit a job that trains, saves before its time is over, goes back into the queue and resumes."""
-    from mnist_dist.cli.processes import own_command
+    from mnist_dist.launch.own import own_command
     from mnist_dist.launch.slurm import SlurmJob, render, submit
 
     per_node = processes_per_node or gpus_per_node or 1
@@ -241,17 +241,17 @@ def kubernetes(
         command=tuple(command),
     )
     manifest = render(job)
-    _check_share(_parse(tuple(complete(job))).params, ranks=nodes * job.processes_per_node)
+    _check_share(tree.parse(tuple(complete(job))).params, ranks=nodes * job.processes_per_node)
     print(manifest if dry_run else apply(manifest), end="" if dry_run else "\n")
 
 
 def _cluster(command: list[str], per_node: int | None, **options: Any) -> tuple[tuple[str, ...], Cluster]:
     """Complete a command for an engine, and describe where it runs; `options` are fields of `Cluster`."""
-    from mnist_dist.cli.processes import choose_ranks, safe_environment, safe_python
     from mnist_dist.launch.engines import Cluster
+    from mnist_dist.launch.own import choose_ranks, safe_environment, safe_python
     from mnist_dist.machine import check_loopback, visible_gpus
 
-    device = (_parse(tuple(command)).params.get("device") if command[0] in OWN else None) or "auto"
+    device = (tree.parse(tuple(command)).params.get("device") if command[0] in OWN else None) or "auto"
     cluster = Cluster(
         processes_per_node=per_node or choose_ranks(None, device),
         cpu=device == "cpu" or (device == "auto" and not visible_gpus()),
@@ -277,11 +277,11 @@ def _prepared(command: list[str], *, ranks: int) -> tuple[tuple[str, ...], str]:
         ConfigError: It isn't `train` or `resume`, names no folder, or so many processes can't share its batch.
     """
     from mnist_dist.config import load
-    from mnist_dist.folder import RunFolder
+    from mnist_dist.run.folder import RunFolder
 
     if command[0] not in OWN:
         raise ConfigError(f"{command[0]!r} cannot be launched there: the command is `train ...` or `resume RUN`.")
-    parsed = _parse(tuple(command))
+    parsed = tree.parse(tuple(command))
     options = parsed.params
     for name in ("processes", "max_restarts", "start_timeout", "hang_timeout"):
         source = parsed.get_parameter_source(name)
@@ -305,7 +305,7 @@ def _check_share(options: dict[str, Any], *, ranks: int | None) -> None:
     Raises:
         ConfigError: They can't, or the config is wrong; one that is only where the processes run is left to them.
     """
-    from mnist_dist.cli.training import resolve
+    from mnist_dist.cli.train import resolve
 
     config = options["config"]
     if config is not None and "/" in config and not Path(config).exists():
@@ -313,16 +313,6 @@ def _check_share(options: dict[str, Any], *, ranks: int | None) -> None:
     resolved, _ = resolve(config, list(options["set_"] or ()), {name: options[name] for name in flags.KEYS})
     if ranks is not None:
         resolved.config.train.split_batch(ranks)
-
-
-def _parse(words: tuple[str, ...]) -> Any:
-    """Read the words of one of our own commands, as that command would; mistakes are shown before anything runs."""
-    from mnist_dist.cli.app import app as root
-    from mnist_dist.cli.usage import check_words
-
-    check_words(words)
-    command: Any = typer.main.get_command(root)
-    return command.commands[words[0]].make_context(words[0], list(words[1:]))
 
 
 def _start(launch: Launch, *, dry_run: bool) -> None:

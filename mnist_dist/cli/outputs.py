@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mnist_dist.disk.storage import write_whole
 from mnist_dist.errors import ConfigError, StorageError
-from mnist_dist.storage import write_whole
 
 if TYPE_CHECKING:
     from PIL import Image

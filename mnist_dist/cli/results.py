@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -20,7 +21,7 @@ from mnist_dist.observe.output import open_console, print_line, say, written
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from mnist_dist.reports import Evaluation
+    from mnist_dist.observe.records import Evaluation
 
 Which = Annotated[str | None, flags.checkpoint()]
 Data = Annotated[
@@ -47,29 +48,27 @@ def evaluate(
     as_json: flags.Json = False,
 ) -> None:
     """Evaluate a run exactly: loss, accuracy and a table of classes."""
-    from mnist_dist.cli.processes import own_group, this_worker
-    from mnist_dist.folder import RunFolder
+    from mnist_dist.launch.own import own_group, this_worker
+    from mnist_dist.run.folder import RunFolder
 
     RunFolder(run).check_run()
     worker = this_worker(None if processes == 1 else processes)
     if worker is None and processes > 1:
-        from mnist_dist.launch.local import run_local
+        from mnist_dist.launch.supervise import run_local
 
         raise typer.Exit(run_local(own_group(ranks=processes)))
 
-    from mnist_dist.threads import spin
+    from mnist_dist.group.threads import spin
 
     spin()  # before torch is imported
-    from mnist_dist.runtime import start
-    from mnist_dist.trained import open_data, open_trained, precision_of
+    from mnist_dist.run.predictor import open_data, open_run
 
-    with start(device=device, precision=precision_of(run, device, partial(say, err=True)), threads=None) as runtime:
-        trained = open_trained(run, checkpoint, runtime)
+    with open_run(run, checkpoint=checkpoint, device=device, say=partial(say, err=True)) as trained:
         dataset = open_data(trained, data, partial(say, err=True))
         if split not in dataset.splits:
             raise ConfigError(f"{dataset.root} has no {split} pictures: use --split {' or '.join(dataset.splits)}.")
         evaluation = trained.evaluate(dataset, dataset.splits[split])
-        if runtime.rank > 0:
+        if trained.runtime.rank > 0:
             return
     step = trained.step
     if as_json:
@@ -97,7 +96,7 @@ def predict(
     grid: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw the pictures with their labels.")] = None,
 ) -> None:
     """Label pictures, each with its probability."""
-    from mnist_dist.folder import RunFolder
+    from mnist_dist.run.folder import RunFolder
 
     RunFolder(run).check_run()
     check_picture(grid)
@@ -105,20 +104,15 @@ def predict(
     if not any(path.exists() for path in images):
         raise DataError(f"There is no {' and no '.join(map(str, images))}.")
 
-    from mnist_dist.data.pictures import Decoding
+    from mnist_dist.group.threads import spin
     from mnist_dist.observe.figures import Sample, sample_grid
-    from mnist_dist.threads import spin
 
     spin()  # before torch is imported
-    from mnist_dist.runtime import start
-    from mnist_dist.trained import open_trained, precision_of, read_pictures
+    from mnist_dist.run.predictor import open_run, read_pictures
 
-    with start(device=device, precision=precision_of(run, device, partial(say, err=True)), threads=None) as runtime:
-        trained = open_trained(run, checkpoint, runtime)
-        data = trained.config.data
-        most = max_megapixels or data.max_megapixels
-        decoding = Decoding(image_size=data.image_size, channels=data.channels, max_megapixels=most)
-        read = read_pictures(images, decoding)
+    with open_run(run, checkpoint=checkpoint, device=device, say=partial(say, err=True)) as trained:
+        most = max_megapixels or trained.decoding.max_megapixels
+        read = read_pictures(images, replace(trained.decoding, max_megapixels=most))
         for path, text in read.warnings.items():
             say(f"warning: {path}: {text}", err=True)
         for path, reason in read.unreadable:
@@ -163,7 +157,7 @@ def show(
     device: flags.Device = "auto",
 ) -> None:
     """Show random test pictures with predicted and true labels, in the terminal and as a PNG."""
-    from mnist_dist.folder import RunFolder
+    from mnist_dist.run.folder import RunFolder
 
     RunFolder(run).check_run()
     check_picture(output)
@@ -172,17 +166,15 @@ def show(
 
     import numpy as np
 
+    from mnist_dist.group.threads import spin
     from mnist_dist.keyed import Purpose, keyed_permutation
     from mnist_dist.observe.figures import sample_grid, samples_of
     from mnist_dist.observe.terminal import print_samples
-    from mnist_dist.threads import spin
 
     spin()  # before torch is imported
-    from mnist_dist.runtime import start
-    from mnist_dist.trained import open_data, open_trained, precision_of
+    from mnist_dist.run.predictor import open_data, open_run
 
-    with start(device=device, precision=precision_of(run, device, partial(say, err=True)), threads=None) as runtime:
-        trained = open_trained(run, checkpoint, runtime)
+    with open_run(run, checkpoint=checkpoint, device=device, say=partial(say, err=True)) as trained:
         dataset = open_data(trained, data, partial(say, err=True))
         evaluation = trained.evaluate(dataset, dataset.test)
     if mistakes:
@@ -215,7 +207,7 @@ def monitor(
     import socket
     import subprocess
 
-    from mnist_dist.cli.processes import safe_environment, safe_python
+    from mnist_dist.launch.own import safe_environment, safe_python
     from mnist_dist.machine import check_loopback, die_with_parent
 
     if not runs.is_dir():

@@ -14,12 +14,12 @@ import traceback
 from pathlib import Path
 from typing import IO
 
-from mnist_dist import heartbeat
+from mnist_dist.disk.storage import ContentError, obstacle, open_append
 from mnist_dist.errors import MnistDistError
+from mnist_dist.group import heartbeat
+from mnist_dist.group.place import RANK_LOG, GroupFolder
 from mnist_dist.observe.names import message_of, shown, shown_lines
 from mnist_dist.observe.output import ESCAPED
-from mnist_dist.storage import ContentError, obstacle, open_append
-from mnist_dist.worker import RANK_LOG, GroupFolder
 
 
 def begin(group: GroupFolder) -> None:

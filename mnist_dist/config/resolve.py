@@ -20,8 +20,8 @@ from mnist_dist.config.reading import read_leaves, read_value, shorten
 from mnist_dist.config.schema import Config
 from mnist_dist.config.seal import is_whole
 from mnist_dist.config.suggestions import did_you_mean
+from mnist_dist.disk.storage import ContentError, read_plain
 from mnist_dist.errors import ConfigError
-from mnist_dist.storage import ContentError, read_plain
 
 MOST_SHOWN = 10
 """Mistakes of a config that are listed."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from mnist_dist.errors import ConfigError
+from mnist_dist.models.catalogue import CATALOGUE
 
 EMBEDDED_DIGITS = "embedded:digits"
 """The `data.root` that stands for the 1,797 handwritten digits inside the package."""
@@ -16,7 +17,10 @@ EMBEDDED_DIGITS = "embedded:digits"
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Residency = Literal["auto", "device", "host"]
-
+if TYPE_CHECKING:
+    NetworkName = str
+else:
+    NetworkName = Literal[tuple(CATALOGUE)]
 
 MOST_STEPS = 10**12
 """No run takes so many; positions of images stay far below 2**63."""
@@ -114,9 +118,8 @@ class Data(Section):
 class Model(Section):
     """The network."""
 
-    name: Literal["small_cnn", "large_cnn", "fast_cnn"] = "small_cnn"
-    """`small_cnn`: two 5x5 convolutions, 22,000 weights. `large_cnn`: two 3x3 convolutions, 1.2 million. `fast_cnn`: a
-    5x5 and a 3x3 convolution, 139,000, the quickest to a given accuracy."""
+    name: NetworkName = "small_cnn"
+    """A row of `mnist_dist.models.CATALOGUE`."""
     dropout: Number = Field(0.25, ge=0, le=0.99)
     """Share of activations that training sets to zero."""
 
@@ -310,7 +313,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _picture_is_large_enough(self) -> Config:
-        smallest = {"small_cnn": 16, "large_cnn": 8, "fast_cnn": 16}[self.model.name]
+        smallest = CATALOGUE[self.model.name].smallest
         if self.data.image_size < smallest:
             raise ValueError(f"model {self.model.name} needs a data.image_size of at least {smallest}")
         return self

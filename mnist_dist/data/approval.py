@@ -12,11 +12,11 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from mnist_dist import heartbeat, threads
 from mnist_dist.data.files import DamagedError
-from mnist_dist.data.stored import Store, open_folder
+from mnist_dist.data.store_files import Store, open_folder
 from mnist_dist.errors import WorkerError
-from mnist_dist.worker import LAUNCHER, GroupFolder
+from mnist_dist.group import heartbeat, threads
+from mnist_dist.group.place import LAUNCHER, GroupFolder
 
 POLL_SECONDS = 0.003
 

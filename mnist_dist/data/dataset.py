@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnist_dist.config.schema import EMBEDDED_DIGITS, Data
-from mnist_dist.data import sources
+from mnist_dist.data import scan
 from mnist_dist.data.approval import approved
-from mnist_dist.data.pictures import Decoding
+from mnist_dist.data.decode import Decoding
 from mnist_dist.data.store import Announce, open_or_build
-from mnist_dist.data.stored import Store, Stored, from_arrays, in_memory
+from mnist_dist.data.store_files import Store, Stored, from_arrays, in_memory
 from mnist_dist.errors import ConfigError, DataError
+from mnist_dist.group.place import GroupFolder
 from mnist_dist.keyed import Purpose, keyed_hash
-from mnist_dist.worker import GroupFolder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,7 +191,7 @@ def _open_store(data: Data, announce: Announce) -> Store:
 
 def _digits(data: Data) -> Store:
     splits = {}
-    for name, (images, labels) in sources.embedded_digits(data.image_size).items():
+    for name, (images, labels) in scan.embedded_digits(data.image_size).items():
         files = tuple(f"{name}/{label}/{row:04}" for row, label in enumerate(labels))
         splits[name] = in_memory(images.repeat(data.channels, axis=1), labels, files)
     return from_arrays(tuple("0123456789"), splits, "in memory, from the package")

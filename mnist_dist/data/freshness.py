@@ -22,10 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
+from mnist_dist.data.decode import Decoding, decode_all, hand_over
 from mnist_dist.data.files import DamagedError, map_array, put, read_sealed, write_array, write_sealed
-from mnist_dist.data.pictures import Decoding, decode_all, hand_over
-from mnist_dist.data.sources import Listing, file_stamp
-from mnist_dist.data.stored import DTYPES, Names, Sealed, Store, Text, array_path
+from mnist_dist.data.scan import Listing, file_stamp
+from mnist_dist.data.store_files import DTYPES, Names, Sealed, Store, Text, array_path
 from mnist_dist.data.walk import folder_stamp
 
 MOST_FILES = 200_000

@@ -29,11 +29,11 @@ from filelock import Timeout
 from numpy.typing import NDArray
 from PIL import Image
 
-from mnist_dist import locks
 from mnist_dist.data.files import remove
+from mnist_dist.disk import locks
+from mnist_dist.disk.storage import named
 from mnist_dist.errors import STORAGE, ConfigError, DataError, WorkerError, storage_error
 from mnist_dist.machine import allowed_cpus, die_with_parent, start_helper
-from mnist_dist.storage import named
 
 MNIST_MD5 = {
     "6bbc9ace898e44ae57da46a324031adb",

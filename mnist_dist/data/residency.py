@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from mnist_dist.config.schema import Residency
-from mnist_dist.data.stored import Stored
+from mnist_dist.data.store_files import Stored
 from mnist_dist.errors import ConfigError
 
 SHARE = 4

@@ -24,12 +24,11 @@ import numpy as np
 from filelock import Timeout
 from numpy.typing import NDArray
 
-from mnist_dist import heartbeat, locks
+from mnist_dist.data.decode import Chunk, Decoding, Keep, decode_all, hand_over
 from mnist_dist.data.files import DamagedError, Sums, array_file, remove, write_array, write_sealed
 from mnist_dist.data.freshness import Memory, agrees, look, recall, remember
-from mnist_dist.data.pictures import Chunk, Decoding, Keep, decode_all, hand_over
-from mnist_dist.data.sources import OWN_FOLDER, Listing, Pictures, scan, unreadable
-from mnist_dist.data.stored import (
+from mnist_dist.data.scan import OWN_FOLDER, Listing, Pictures, scan, unreadable
+from mnist_dist.data.store_files import (
     DTYPES,
     FORMAT,
     INDEX,
@@ -43,7 +42,9 @@ from mnist_dist.data.stored import (
     open_folder,
     verify,
 )
+from mnist_dist.disk import locks
 from mnist_dist.errors import typed
+from mnist_dist.group import heartbeat
 
 ANNOUNCE_SECONDS = 5.0
 WARNED = 5

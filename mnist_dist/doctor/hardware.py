@@ -7,13 +7,13 @@ import warnings
 
 import torch
 
-from mnist_dist import foreign
-from mnist_dist.device import choose_device, choose_precision
 from mnist_dist.doctor.finding import Finding, first_line, gibibytes
 from mnist_dist.doctor.system import memory
 from mnist_dist.errors import ConfigError
+from mnist_dist.group import foreign
 from mnist_dist.machine import visible_gpus
 from mnist_dist.runtime import has_backend
+from mnist_dist.runtime.device import choose_device, choose_precision
 
 NATIVE_BF16 = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")
 """Capabilities of x86 and ARM processors; each computes products of bf16 itself."""

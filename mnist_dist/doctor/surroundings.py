@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from mnist_dist import foreign
-from mnist_dist.data.sources import scan
+from mnist_dist.data.scan import scan
 from mnist_dist.doctor.finding import Finding, first_line
 from mnist_dist.errors import ConfigError, DataError
-from mnist_dist.worker import PLACE, worker_of
+from mnist_dist.group import foreign
+from mnist_dist.group.place import PLACE, worker_of
 
 ENVIRONMENT, ACCELERATE_CONFIG = "environment", "accelerate"
 

@@ -12,9 +12,9 @@ from importlib.resources import files
 from pathlib import Path
 
 from mnist_dist.errors import ConfigError
+from mnist_dist.errors.shell import join, quote
+from mnist_dist.group.place import EXPECTED_RANKS
 from mnist_dist.machine import allowed_cpus, route_to
-from mnist_dist.shell import join, quote
-from mnist_dist.worker import EXPECTED_RANKS
 
 PORT = 29400
 HEAD = re.compile(

@@ -13,17 +13,17 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
+from mnist_dist.disk.storage import ContentError, make_folder, obstacle, open_append
 from mnist_dist.errors import CheckpointError, WorkerError
-from mnist_dist.heartbeat import Pulse, Pulses
-from mnist_dist.launch.forwarding import Signals
-from mnist_dist.launch.hanging import Watch, kill_with_stacks, stopped
-from mnist_dist.launch.ranks import Guard, Rank
+from mnist_dist.errors.shell import join, quote
+from mnist_dist.group.heartbeat import Pulse, Pulses
+from mnist_dist.group.place import EXPECTED_RANKS, GROUP_FOLDER, LAUNCHER, RANK_LOG, TIMEOUT, GroupFolder
+from mnist_dist.group.signals import name_of
+from mnist_dist.launch.forward import Signals
+from mnist_dist.launch.processes import Guard, Rank
+from mnist_dist.launch.watch import Watch, kill_with_stacks, stopped
 from mnist_dist.machine import allowed_cpus
 from mnist_dist.observe.names import shown
-from mnist_dist.shell import join, quote
-from mnist_dist.signals import name_of
-from mnist_dist.storage import ContentError, make_folder, obstacle, open_append
-from mnist_dist.worker import EXPECTED_RANKS, GROUP_FOLDER, LAUNCHER, RANK_LOG, TIMEOUT, GroupFolder
 
 POLL_SECONDS = 0.02
 TAIL_BYTES, TAIL_LINES, TAIL_WIDTH = 1 << 16, 20, 400

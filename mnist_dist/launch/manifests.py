@@ -6,16 +6,9 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from mnist_dist.errors import (
-    CheckpointError,
-    ConfigError,
-    DataError,
-    DeviceMemoryError,
-    NonFiniteError,
-    StorageError,
-)
+from mnist_dist.errors import CheckpointError, ConfigError, DataError, DeviceMemoryError, NonFiniteError, StorageError
+from mnist_dist.group.place import EXPECTED_RANKS
 from mnist_dist.launch.engines import FORWARDED_SIGNALS
-from mnist_dist.worker import EXPECTED_RANKS
 
 Kind = Literal["job", "trainjob"]
 

@@ -9,7 +9,7 @@ import subprocess
 from dataclasses import dataclass
 
 from mnist_dist.errors import ConfigError
-from mnist_dist.shell import join, quote
+from mnist_dist.errors.shell import join, quote
 
 TIME = re.compile(r"\d+(:\d{1,2}){0,2}|\d+-\d{1,2}(:\d{1,2}){0,2}", re.ASCII)
 NAME = re.compile(r"[A-Za-z0-9_.,:@+%-]{1,128}")

@@ -6,7 +6,10 @@ import contextlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # they need numpy, and names are shown without it
-    from mnist_dist.reports import EpochReport, Evaluation, Event, Plan, Result, StepReport
+    from mnist_dist.observe.records import EpochReport, Evaluation, Event, Plan, Result, StepReport
+
+EVENTS_SUFFIX = ".mnist-dist"
+"""With what the names of the event files end that a run writes: no other file in `tensorboard/` is ever touched."""
 
 
 class Observer:

@@ -15,11 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 from mnist_dist.config import EMBEDDED_DIGITS
+from mnist_dist.errors.shell import quote
 from mnist_dist.observe import Observer
 from mnist_dist.observe.names import shown
 from mnist_dist.observe.output import glyph, print_line
-from mnist_dist.reports import EpochReport, Evaluation, Event, Plan, Result, StepReport
-from mnist_dist.shell import quote
+from mnist_dist.observe.records import EpochReport, Evaluation, Event, Plan, Result, StepReport
 
 REFRESH_SECONDS = 0.25
 PLAIN_SECONDS = 10.0

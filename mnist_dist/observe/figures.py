@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from mnist_dist.data import Dataset, Split
 from mnist_dist.observe.lettering import LINE, drawable, letters, wrap
-from mnist_dist.reports import Evaluation
+from mnist_dist.observe.records import Evaluation
 
 TILE = 112
 TITLE_MARGIN = 4

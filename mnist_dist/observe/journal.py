@@ -9,9 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mnist_dist.disk.storage import named, open_append, read_pieces
 from mnist_dist.observe import Observer
-from mnist_dist.reports import EpochReport, Evaluation, Event, StepReport
-from mnist_dist.storage import named, open_append, read_pieces
+from mnist_dist.observe.records import EpochReport, Evaluation, Event, StepReport
 
 
 class Journal(Observer):

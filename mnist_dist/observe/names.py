@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from mnist_dist.errors import MnistDistError
-from mnist_dist.shell import is_visible
+from mnist_dist.errors.shell import is_visible
 
 
 def shown(text: object) -> str:

@@ -15,13 +15,12 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from mnist_dist.config import Config
 from mnist_dist.config.resolve import flatten
 from mnist_dist.data import Dataset
-from mnist_dist.folder import EVENTS_SUFFIX
+from mnist_dist.disk.storage import obstacle
 from mnist_dist.keyed import Purpose, keyed_permutation
-from mnist_dist.observe import Observer
+from mnist_dist.observe import EVENTS_SUFFIX, Observer
 from mnist_dist.observe.figures import sample_grid, samples_of
 from mnist_dist.observe.names import shown
-from mnist_dist.reports import EpochReport, Evaluation, Plan, Result, StepReport
-from mnist_dist.storage import obstacle
+from mnist_dist.observe.records import EpochReport, Evaluation, Plan, Result, StepReport
 
 SAMPLES = 16
 COLUMNS = 4  # so that titles can be read in the page's thumbnails

@@ -246,7 +246,7 @@ def test_a_rank_that_fails_alone_is_shown_with_its_own_error(tmp_path):
     script = tmp_path / "fails.py"
     script.write_text("import os, sys, time\nif os.environ['RANK'] == '1': sys.exit('the reason')\ntime.sleep(600)\n")
     call = (
-        "import sys; from pathlib import Path; from mnist_dist.launch.local import Group, run_local\n"
+        "import sys; from pathlib import Path; from mnist_dist.launch.supervise import Group, run_local\n"
         f"run_local(Group(command=(sys.executable, {str(script)!r}), ranks=3, log=lambda r: Path(f'log-{{r}}')))"
     )
     ended = run([sys.executable, "-c", call], tmp_path)

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from mnist_dist.launch.group import Group
-from mnist_dist.launch.local import run_local
+from mnist_dist.launch.supervise import run_local
 
 PROBE = """
 import sys

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mnist_dist.launch.group import Group
-from mnist_dist.launch.local import run_local
+from mnist_dist.launch.supervise import run_local
 
 
 @pytest.fixture

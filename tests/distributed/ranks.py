@@ -13,10 +13,10 @@ from torch import nn
 
 from mnist_dist import errors
 from mnist_dist.data import Split
+from mnist_dist.data.batches import Batches
 from mnist_dist.data.store import in_memory
-from mnist_dist.data.transforms import Batches
-from mnist_dist.evaluate import evaluate
 from mnist_dist.runtime import start
+from mnist_dist.training.evaluate import evaluate
 
 
 def split_of(images: int) -> Split:
@@ -29,7 +29,7 @@ def split_of(images: int) -> Split:
 
 def scoring(*, sizes: list[int], batch: int) -> list[dict]:
     """Evaluate a fixed network on sets of several sizes."""
-    from mnist_dist import evaluate as module
+    from mnist_dist.training import evaluate as module
 
     module.BATCH = batch
     torch.manual_seed(0)
@@ -96,8 +96,8 @@ def disagreeing() -> str:
 
 def nan_on_one_rank(*, folder: str) -> str:
     """Train with pictures that are not numbers in step 3 of the last rank."""
-    from mnist_dist import run
     from mnist_dist.config import load, parse_setting
+    from mnist_dist.run import build
 
     whole = Batches.take
     taken = 0
@@ -113,7 +113,7 @@ def nan_on_one_rank(*, folder: str) -> str:
     Batches.take = take
     settings = ("train.epochs=1", "train.global_batch=8", "train.log_every=10", "checkpoint.every_steps=5")
     try:
-        run.train(load("quick", tuple(map(parse_setting, settings))), run=Path(folder) / "run")
+        build.train(load("quick", tuple(map(parse_setting, settings))), run=Path(folder) / "run")
     except errors.NonFiniteError as error:
         return str(error)
     return "nothing was noticed"
@@ -121,12 +121,12 @@ def nan_on_one_rank(*, folder: str) -> str:
 
 def overflowing(*, folder: str, steps: list[int]) -> list:
     """Train with a gradient scaler, as under fp16, and gradients that overflow in some steps."""
-    import mnist_dist.runtime.joining as joining
-    from mnist_dist import run
     from mnist_dist.config import load, parse_setting
-    from mnist_dist.reduction import Exact
+    from mnist_dist.run import build
+    from mnist_dist.runtime import join
+    from mnist_dist.training.reduction import Exact
 
-    class Scaled(joining.Accelerator):
+    class Scaled(join.Accelerator):
         def __init__(self, **options) -> None:
             super().__init__(**options)
             self.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
@@ -142,11 +142,11 @@ def overflowing(*, folder: str, steps: list[int]) -> list:
             self._parameters[0].grad[0] = float("inf")
         return sums
 
-    joining.Accelerator = Scaled
+    join.Accelerator = Scaled
     Exact.finish = finish
     settings = ("train.epochs=1", "train.reduction=exact", "train.max_steps=12", "train.log_every=100")
     try:
-        result = run.train(load("quick", tuple(map(parse_setting, settings))), run=Path(folder) / "run")
+        result = build.train(load("quick", tuple(map(parse_setting, settings))), run=Path(folder) / "run")
     except errors.NonFiniteError as error:
         return ["failed", str(error)]
     return [result.status, str(result.step)]
@@ -154,8 +154,8 @@ def overflowing(*, folder: str, steps: list[int]) -> list:
 
 def resuming_elsewhere(*, folder: str) -> str:
     """Resume a run that only rank 1 can see."""
-    from mnist_dist import run
     from mnist_dist.config import load
+    from mnist_dist.run import build
 
     here = Path(folder) / os.environ["RANK"]
     here.mkdir()
@@ -164,7 +164,7 @@ def resuming_elsewhere(*, folder: str) -> str:
         Path("run").mkdir()
         Path("run/config.yaml").touch()
     try:
-        run.train(load("quick"), run=Path("run"), resume=True)
+        build.train(load("quick"), run=Path("run"), resume=True)
     except errors.ConfigError as error:
         return str(error)
     return "nothing was noticed"
@@ -172,7 +172,7 @@ def resuming_elsewhere(*, folder: str) -> str:
 
 def normalising() -> list:
     """Train a batch normalisation on other numbers on each rank, and settle it."""
-    from mnist_dist.reduction import Ddp, Exact
+    from mnist_dist.training.reduction import Ddp, Exact
 
     model = nn.Sequential(nn.BatchNorm1d(2))
     with start(device="cpu", precision="fp32", threads=1) as runtime:
@@ -223,8 +223,8 @@ def comparing_cards(*, cards: list[dict]) -> dict:
 
 def joining_over_nccl() -> str:
     """Join a group that also speaks over NCCL, where no GPU is."""
-    from mnist_dist.runtime.joining import _join_group
-    from mnist_dist.worker import worker_of
+    from mnist_dist.group.place import worker_of
+    from mnist_dist.runtime.join import _join_group
 
     worker = worker_of(os.environ)
     assert worker is not None

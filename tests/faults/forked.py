@@ -13,12 +13,12 @@ SECONDS = 100
 
 os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
 
-from mnist_dist.lean import leave_out_compiler  # noqa: E402
+from mnist_dist.fast.imports import leave_out_compiler  # noqa: E402
 
 leave_out_compiler()
 
-from mnist_dist import run, trained  # noqa: E402, F401
 from mnist_dist.cli import app, main  # noqa: E402, F401
+from mnist_dist.run import build, predictor  # noqa: E402, F401
 
 while line := sys.stdin.readline():
     job = json.loads(line)

@@ -163,7 +163,7 @@ ALONE = """
 import os, sys, time
 import torch.distributed
 from mnist_dist import cli
-from mnist_dist.data.transforms import Batches
+from mnist_dist.data.batches import Batches
 torch.distributed.destroy_process_group = lambda *_: time.sleep(90)
 take, taken = Batches.take, 0
 def failing(self, *images):

@@ -116,7 +116,7 @@ def test_an_evaluation_that_was_stopped_is_done_first_by_a_resume(command, start
     """The test set is made large, so that the signal falls into its evaluation."""
     from PIL import Image
 
-    from mnist_dist.data.sources import embedded_digits
+    from mnist_dist.data.scan import embedded_digits
 
     for split, (images, labels) in embedded_digits(28).items():
         for number, (image, label) in enumerate(zip(images, labels, strict=True)):

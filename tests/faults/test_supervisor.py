@@ -41,7 +41,7 @@ def plant(tmp_path, monkeypatch):
 
 
 AT_STEP = """
-import mnist_dist.train as loop
+import mnist_dist.training.loop as loop
 whole = loop._set_rate
 def planted(parts, step, total_steps):
     if step == {step} and parts.runtime.rank == 1: {fault}

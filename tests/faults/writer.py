@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 
-from mnist_dist import checkpoint
+from mnist_dist.disk.storage import write_whole
 from mnist_dist.errors import MnistDistError
-from mnist_dist.folder import RunFolder, config_content, write_record
 from mnist_dist.models import build_model
-from mnist_dist.storage import write_whole
+from mnist_dist.run import checkpoint
+from mnist_dist.run.folder import RunFolder, config_content, write_record
 
 model = build_model("small_cnn", classes=10, channels=1, image_size=28)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)

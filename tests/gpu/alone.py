@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from mnist_dist.cli import main
-from mnist_dist.data.transforms import Batches
+from mnist_dist.data.batches import Batches
 
 error, file = sys.argv[1:3]
 del sys.argv[1:3]

@@ -20,12 +20,12 @@ from pathlib import Path
 import torch
 from many_ranks import blank_images
 
-from mnist_dist import train as loop
-from mnist_dist.benchmark.windows import synchronise
+from mnist_dist.bench.windows import synchronise
 from mnist_dist.config import Setting, load
 from mnist_dist.observe import Observer, Observers
-from mnist_dist.progress import Progress
-from mnist_dist.run import build_parts, join
+from mnist_dist.run.build import build_parts, join
+from mnist_dist.training import loop
+from mnist_dist.training.state import Progress
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ import pytest
 import torch
 from operators import StepsOver, config_of
 
-from mnist_dist import train as loop
 from mnist_dist.data import open_dataset
-from mnist_dist.graph import EAGER_STEPS
 from mnist_dist.observe import Observer, Observers
-from mnist_dist.progress import Progress
-from mnist_dist.run import build_parts, join
+from mnist_dist.run.build import build_parts, join
+from mnist_dist.training import loop
+from mnist_dist.training.graph import EAGER_STEPS
+from mnist_dist.training.state import Progress
 
 pytestmark = pytest.mark.gpu
 WORDS = ["train", "--device", "cuda", "--processes", "1", "--set", "train.log_every=1"]

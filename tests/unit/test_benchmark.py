@@ -5,12 +5,11 @@ import json
 import pytest
 from rich.console import Console
 
-from mnist_dist import cpu_time
-from mnist_dist.benchmark.advice import Choice, Figures, advise
-from mnist_dist.benchmark.cost import Exchange, StepCost, rounds, volume
-from mnist_dist.benchmark.fitting import Line, fit_line
-from mnist_dist.benchmark.plan import make_plan, shareable
-from mnist_dist.benchmark.records import (
+from mnist_dist.bench.advice import Choice, Figures, advise
+from mnist_dist.bench.cost import Exchange, StepCost, rounds, volume
+from mnist_dist.bench.fitting import Line, fit_line
+from mnist_dist.bench.plan import make_plan, shareable
+from mnist_dist.bench.records import (
     Arithmetic,
     Case,
     Measured,
@@ -23,12 +22,13 @@ from mnist_dist.benchmark.records import (
     rate_of,
     split_of,
 )
-from mnist_dist.benchmark.report import Surroundings, assemble
-from mnist_dist.benchmark.table import print_report
+from mnist_dist.bench.report import Surroundings, assemble
+from mnist_dist.bench.table import print_report
 from mnist_dist.config import Config
 from mnist_dist.config.schema import Train
-from mnist_dist.cpu_time import Moment, Others, others_between
 from mnist_dist.errors import ConfigError
+from mnist_dist.machine import cpu_time
+from mnist_dist.machine.cpu_time import Moment, Others, others_between
 
 CASE = Case(global_batch=64, micro_batch=None, precision="auto", threads=2)
 

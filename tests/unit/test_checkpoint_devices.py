@@ -8,11 +8,11 @@ where the implementation is another one, as fused kernels round the same formula
 import pytest
 import torch
 
-from mnist_dist import checkpoint
 from mnist_dist.config.schema import Adam, AdamW, Sgd
-from mnist_dist.fused import Stepper
+from mnist_dist.fast.optimizer_step import Stepper
 from mnist_dist.models import build_model
-from mnist_dist.optim import build_optimizer
+from mnist_dist.run import checkpoint
+from mnist_dist.training.optimizers import build_optimizer
 
 CONFIGS = [Sgd(), Sgd(nesterov=True, weight_decay=1e-3), Sgd(momentum=0), Adam(weight_decay=1e-3), AdamW()]
 ROUNDING = 1e-6

@@ -12,9 +12,9 @@ from mnist_dist.config.explain import all_keys, fields, requirement
 from mnist_dist.config.reading import parse_leaves
 from mnist_dist.data import Sampler
 from mnist_dist.data.dataset import divide
-from mnist_dist.data.sources import embedded_digits
+from mnist_dist.data.scan import embedded_digits
 from mnist_dist.errors import ConfigError, DataError
-from mnist_dist.optim import lr_at
+from mnist_dist.training.optimizers import lr_at
 
 NUMBERS = [0, -1, 1, 2, 3, 7, 64, 1024, 10**6, 0.5, -0.5, 0.1, 1e-6, 1e308, -1e308, 1e-310, 5e-324, 1 - 2**-53, 1.5,
            2**31, 2**53 + 1, 2**63 - 1, 2**63, 2**64, -(2**63), 10**400, math.nan, math.inf, -math.inf]  # fmt: skip

@@ -8,8 +8,8 @@ import shutil
 import numpy as np
 import pytest
 
-from mnist_dist.data import files, sources, store, stored
-from mnist_dist.data.pictures import Decoding
+from mnist_dist.data import files, scan, store, store_files
+from mnist_dist.data.decode import Decoding
 
 ARRAYS = ("images", "labels", "moments", "names", "ends", "stamps")
 FILES = ("index.json", "folders.json", *(f"{split}-{array}.npy" for split in ("train", "test") for array in ARRAYS))
@@ -27,7 +27,7 @@ def open_store(said):
 
 @pytest.fixture
 def root(tmp_path, folder_of, monkeypatch):
-    monkeypatch.setattr(sources, "UNSETTLED_NANOSECONDS", 0)  # as if the pictures were old
+    monkeypatch.setattr(scan, "UNSETTLED_NANOSECONDS", 0)  # as if the pictures were old
     return folder_of(tmp_path / "data", classes=3, train=4, test=2, size=8)
 
 
@@ -93,9 +93,9 @@ def test_damage_to_any_file_of_a_store_is_said_and_mended(root, open_store, said
 
 def forge(folder_, change):
     """Change the index as somebody does who knows how it is sealed."""
-    index = files.read_sealed(folder_ / stored.INDEX)
+    index = files.read_sealed(folder_ / store_files.INDEX)
     change(index)
-    files.write_sealed(folder_ / stored.INDEX, index)
+    files.write_sealed(folder_ / store_files.INDEX, index)
 
 
 def set_path(index):
@@ -180,7 +180,7 @@ def test_no_more_of_a_json_file_is_read_than_any_store_needs(root, open_store, m
     good = open_store(root)
     monkeypatch.setattr(files, "MOST_JSON_BYTES", 100)
     with pytest.raises(files.DamagedError):
-        stored.open_folder(good.folder)
+        store_files.open_folder(good.folder)
 
 
 def test_a_pickled_array_is_never_opened(root, open_store, said):
@@ -197,18 +197,18 @@ def test_labels_that_name_no_class_are_damage(root, open_store):
     sums = files.write_array(path, np.full(12, 3))
     forge(good.folder, lambda index: index["splits"]["train"]["crc32"].update(labels=sums))
     with pytest.raises(files.DamagedError, match="classes that do not exist"):
-        stored.verify(stored.open_folder(good.folder))
+        store_files.verify(store_files.open_folder(good.folder))
 
 
 def test_of_very_many_pixels_some_blocks_are_verified_and_over_many_starts_all(root, open_store, monkeypatch):
     monkeypatch.setattr(files, "BLOCK", 64)  # one picture
-    monkeypatch.setattr(stored, "BLOCK", 64)
+    monkeypatch.setattr(store_files, "BLOCK", 64)
     good = open_store(root)
     flip(good.folder / "train-images.npy", None)
     found = 0
     for _ in range(200):
         try:
-            stored.verify(good, few_bytes=12 * 64)
+            store_files.verify(good, few_bytes=12 * 64)
         except files.DamagedError:
             found += 1
     assert 0 < found < 200
@@ -221,7 +221,7 @@ def test_a_store_folder_that_is_a_link_is_neither_read_nor_written_through(root,
         elsewhere.mkdir()
         (elsewhere / "1x8x8-mine").mkdir()
         (elsewhere / "1x8x8-mine" / "file").write_text("mine")
-    (root / sources.OWN_FOLDER).symlink_to(elsewhere)
+    (root / scan.OWN_FOLDER).symlink_to(elsewhere)
     built = open_store(root)
     assert any("it is a link" in line for line in said)
     assert os.environ["XDG_CACHE_HOME"] in str(built.folder)
@@ -248,21 +248,21 @@ def test_links_inside_the_store_folder_are_removed_and_what_they_lead_to_stays(r
 
 @pytest.mark.parametrize("make", [lambda lock: lock.mkdir(), lambda lock: lock.symlink_to("/nowhere/lock")])
 def test_a_lock_that_cannot_be_taken_sends_the_store_to_the_cache(root, open_store, said, make):
-    (root / sources.OWN_FOLDER).mkdir()
-    make(root / sources.OWN_FOLDER / "lock")
+    (root / scan.OWN_FOLDER).mkdir()
+    make(root / scan.OWN_FOLDER / "lock")
     assert os.environ["XDG_CACHE_HOME"] in str(open_store(root).folder)
     assert any("cannot be kept in" in line for line in said)
 
 
 @pytest.mark.parametrize("make", [lambda own: own.write_text("a file"), os.mkfifo])
 def test_a_file_in_place_of_the_store_folder_sends_the_store_to_the_cache(root, open_store, said, make):
-    make(root / sources.OWN_FOLDER)
+    make(root / scan.OWN_FOLDER)
     assert os.environ["XDG_CACHE_HOME"] in str(open_store(root).folder)
 
 
 def test_a_store_of_an_earlier_version_is_replaced_without_a_word_of_damage(root, open_store, said):
     good = open_store(root)
-    (good.folder / stored.INDEX).write_text(json.dumps({"format": 2, "classes": [], "splits": {}, "sha256": ""}))
+    (good.folder / store_files.INDEX).write_text(json.dumps({"format": 2, "classes": [], "splits": {}, "sha256": ""}))
     said.clear()
     assert open_store(root).sha256 == good.sha256
     assert [line.split()[0] for line in said] == ["Decoding"]
@@ -275,7 +275,7 @@ def test_a_store_that_cannot_be_read_is_not_damaged_and_left_alone(root, open_st
     good = open_store(root)
     before = sorted((path.name, path.stat().st_mtime_ns) for path in good.folder.parent.rglob("*"))
     with monkeypatch.context() as planted:
-        planted.setattr(stored, "read_sealed", refuse)
+        planted.setattr(store_files, "read_sealed", refuse)
         said.clear()
         assert open_store(root).sha256 == good.sha256
     assert said[-1] == "They are kept in memory instead, and decoded again at the next start."

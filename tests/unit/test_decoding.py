@@ -12,9 +12,9 @@ import pytest
 from mutations import SIGNATURE, chunk, chunks_of, limited_memory, pictures, png, saved, smooth, tiff
 from PIL import Image, ImageOps
 
-from mnist_dist.data import decoding
-from mnist_dist.data.decoding import UnreadableError, decode
-from mnist_dist.data.pictures import Decoding, decode_all, discard, hand_over
+from mnist_dist.data import formats
+from mnist_dist.data.decode import Decoding, decode_all, discard, hand_over
+from mnist_dist.data.formats import UnreadableError, decode
 from mnist_dist.errors import DataError, DeviceMemoryError, StorageError
 
 WHOLE = pictures(np.random.default_rng(5))
@@ -53,7 +53,7 @@ def test_whole_pictures_of_every_format_and_mode_are_read(decoded, name):
 @pytest.mark.parametrize("name", [name for name in WHOLE if "made-f4-big" not in name])
 def test_a_large_picture_is_converted_strip_by_strip_to_the_same_pixels(decoded, name, monkeypatch):
     whole = [decoded(WHOLE[name], 12, channels) for channels in (1, 3)]
-    monkeypatch.setattr(decoding, "STRIP_PIXELS", 40)
+    monkeypatch.setattr(formats, "STRIP_PIXELS", 40)
     for channels, pixels in zip((1, 3), whole, strict=True):
         assert np.array_equal(decoded(WHOLE[name], 12, channels), pixels)
 
@@ -297,7 +297,7 @@ def test_large_pictures_are_decoded_one_at_a_time(decoded, monkeypatch):
     for name in ("RGB.png", "RGB.jpg", "RGB-None.tif"):
         decoded(WHOLE[name], 8, alone=alone)
     assert alone.times == 0
-    monkeypatch.setattr(decoding, "LARGE_PIXELS", 100)
+    monkeypatch.setattr(formats, "LARGE_PIXELS", 100)
     for name in ("RGB.png", "RGB.bmp", "RGB-None.tif"):
         decoded(WHOLE[name], 8, alone=alone)
     assert alone.times == 3
@@ -314,7 +314,7 @@ def test_a_large_jpeg_is_decoded_smaller(decoded, monkeypatch):
     picture = smooth(np.random.default_rng(0), "RGB", (1216, 896))
     content = saved(picture, "JPEG")
     whole = decoded(content, 28, 3)
-    monkeypatch.setattr(decoding, "LARGE_PIXELS", 1_000_000)
+    monkeypatch.setattr(formats, "LARGE_PIXELS", 1_000_000)
     smaller = decoded(content, 28, 3)
     assert not np.array_equal(whole, smaller)
     assert abs(whole.astype(int) - smaller).max() <= 3
@@ -353,7 +353,7 @@ def test_a_decoding_process_that_dies_is_told_with_its_picture(tmp_path, number,
 def test_a_decoding_process_that_dies_among_very_many_pictures_is_told_with_its_picture(tmp_path, monkeypatch):
     from functools import partial
 
-    monkeypatch.setattr("mnist_dist.data.pictures.CHUNK", 1)
+    monkeypatch.setattr("mnist_dist.data.decode.CHUNK", 1)
     (tmp_path / "a.jpg").write_bytes(WHOLE["RGB.jpg"])
     files = ("a.jpg",) * 20_000
     with pytest.raises(DataError, match=r"a\.jpg made the decoder crash \(SIGSEGV\)"):

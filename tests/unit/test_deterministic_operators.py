@@ -7,7 +7,7 @@ import torch
 from operators import Watch, config_of, watch_step
 
 from mnist_dist.data import open_dataset
-from mnist_dist.models import MODELS
+from mnist_dist.models import CATALOGUE
 
 WITHOUT = {
     "torch.nn.AvgPool3d": ["avg_pool3d_backward"],
@@ -64,7 +64,7 @@ def test_a_network_that_used_such_an_operator_would_be_seen():
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", CATALOGUE)
 def test_exact_uses_no_operator_that_is_without_a_deterministic_kernel(model, optimizer):
     config = config_of(
         model__name=model,

@@ -6,17 +6,17 @@ import sys
 
 import pytest
 
-from mnist_dist.launch.ranks import Rank
+from mnist_dist.launch.processes import Rank
 
 EARLY = """
 import os, signal
-from mnist_dist import signals
+from mnist_dist.group import signals
 os.kill(os.getpid(), signal.SIGINT)
 signals.install()
 """
 INTERRUPTED = """
 import os, signal
-from mnist_dist import signals
+from mnist_dist.group import signals
 signals.install()
 with signals.deferred():
     for number in ({numbers}):

@@ -7,8 +7,8 @@ from pathlib import Path
 import accelerate
 import pytest
 
-from mnist_dist import foreign
 from mnist_dist.errors import ConfigError
+from mnist_dist.group import foreign
 
 READERS = ("get", "getenv", "pop", "get_int_from_env", "parse_flag_from_env", "parse_choice_from_env")
 

@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mnist_dist.data import freshness, sources, store, stored
+from mnist_dist.data import freshness, scan, store, store_files
 from mnist_dist.data.approval import approve, approved
-from mnist_dist.data.pictures import Decoding
+from mnist_dist.data.decode import Decoding
 from mnist_dist.errors import WorkerError
-from mnist_dist.worker import GroupFolder
+from mnist_dist.group.place import GroupFolder
 
 
 @pytest.fixture
 def root(tmp_path, folder_of, monkeypatch):
     """A data set that was changed long ago, by the clock of its file system."""
-    monkeypatch.setattr(sources, "UNSETTLED_NANOSECONDS", 0)
+    monkeypatch.setattr(scan, "UNSETTLED_NANOSECONDS", 0)
     root = folder_of(tmp_path / "data", classes=3, train=5, test=2)
     nested = root / "train" / "class-1" / "more"
     nested.mkdir()
@@ -39,7 +39,7 @@ def open_store(root):
 def scans(monkeypatch):
     """Counts how often a data folder is listed."""
     calls = []
-    monkeypatch.setattr(store, "scan", lambda root, **options: calls.append(root) or sources.scan(root, **options))
+    monkeypatch.setattr(store, "scan", lambda root, **options: calls.append(root) or scan.scan(root, **options))
     return calls
 
 
@@ -116,11 +116,11 @@ def test_a_folder_that_only_looks_changed_is_listed_once_and_decoded_never(root,
 
 
 def test_what_was_changed_a_moment_ago_may_change_again_under_the_same_time(root, scans, monkeypatch):
-    monkeypatch.setattr(sources, "UNSETTLED_NANOSECONDS", 60_000_000_000)
+    monkeypatch.setattr(scan, "UNSETTLED_NANOSECONDS", 60_000_000_000)
     open_store(root)
     open_store(root)
     assert len(scans) == 2
-    monkeypatch.setattr(sources, "UNSETTLED_NANOSECONDS", 0)
+    monkeypatch.setattr(scan, "UNSETTLED_NANOSECONDS", 0)
     open_store(root)
     open_store(root)
     assert len(scans) == 3
@@ -128,7 +128,7 @@ def test_what_was_changed_a_moment_ago_may_change_again_under_the_same_time(root
 
 def test_a_change_within_one_tick_of_the_clock_is_seen_by_the_pixels(root, monkeypatch):
     """Planted: the file system gives a file that was changed the same times again."""
-    monkeypatch.setattr(sources, "UNSETTLED_NANOSECONDS", 60_000_000_000)
+    monkeypatch.setattr(scan, "UNSETTLED_NANOSECONDS", 60_000_000_000)
     file = root / "train" / "class-0" / "0.png"
     Image.new("L", (28, 28), 7).save(file, compress_level=0)
     before, first = file.stat(), open_store(root)
@@ -138,8 +138,8 @@ def test_a_change_within_one_tick_of_the_clock_is_seen_by_the_pixels(root, monke
         same = status.st_ino == before.st_ino
         return sources_stamp(before if same else status)
 
-    sources_stamp = sources.file_stamp
-    monkeypatch.setattr(sources, "file_stamp", ticking)
+    sources_stamp = scan.file_stamp
+    monkeypatch.setattr(scan, "file_stamp", ticking)
     monkeypatch.setattr(freshness, "file_stamp", ticking)
     assert ticking(file.stat()) == sources_stamp(before)
     assert open_store(root).sha256 != first.sha256
@@ -231,7 +231,7 @@ def test_pictures_of_equal_size_and_time_that_trade_places_are_seen(twins, chang
     assert sorted((f.stat().st_size, f.stat().st_mtime_ns) for f in (twins / "train").rglob("?.png")) == sizes
     after = open_store(twins)
     assert after.sha256 != before.sha256
-    shutil.rmtree(twins / sources.OWN_FOLDER)
+    shutil.rmtree(twins / scan.OWN_FOLDER)
     assert open_store(twins).sha256 == after.sha256
 
 
@@ -291,14 +291,14 @@ def test_rows_are_spread_evenly():
 
 @pytest.mark.parametrize("name", ["../train/x.png", "/train/x.png", "train/../../x.png", "./x.png"])
 def test_names_that_lead_out_of_the_data_folder_are_never_looked_at(name):
-    assert stored.Names.of(["train/a/..b.png", "train/c../0.png"]).stay_below()
-    assert not stored.Names.of([name, "train/a/0.png"]).stay_below()
-    assert not stored.Names.of(["train/a/0.png", name]).stay_below()
+    assert store_files.Names.of(["train/a/..b.png", "train/c../0.png"]).stay_below()
+    assert not store_files.Names.of([name, "train/a/0.png"]).stay_below()
+    assert not store_files.Names.of(["train/a/0.png", name]).stay_below()
 
 
 def test_names_are_read_one_by_one_or_in_slices(root):
     files = open_store(root).splits["train"].files
-    expected = sources.scan(root).splits["train"].files
+    expected = scan.scan(root).splits["train"].files
     assert tuple(files) == expected
     assert (files[0], files[3], files[-1], files[2:4]) == (expected[0], expected[3], expected[-1], [*expected[2:4]])
     with pytest.raises(IndexError):
@@ -308,7 +308,7 @@ def test_names_are_read_one_by_one_or_in_slices(root):
 def test_a_store_is_the_same_whether_mapped_or_in_memory(root):
     built = open_store(root)
     split = built.splits["train"]
-    again = stored.in_memory(np.array(split.images), np.array(split.labels), split.files)
+    again = store_files.in_memory(np.array(split.images), np.array(split.labels), split.files)
     assert np.array_equal(again.totals, split.totals)
     assert again.totals.dtype == split.totals.dtype == np.uint64
     assert np.array_equal(again.moments, split.moments)

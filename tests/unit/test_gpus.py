@@ -8,9 +8,9 @@ import pytest
 import torch
 from accelerate.utils.environment import check_cuda_p2p_ib_support
 
-from mnist_dist.device import choose_device, gpu_of
 from mnist_dist.errors import ConfigError
 from mnist_dist.machine import driver_version, visible_gpus
+from mnist_dist.runtime.device import choose_device, gpu_of
 
 TWO = """\
 GPU 0: NVIDIA H100 (UUID: GPU-11aa0000-0000-0000-0000-000000000000)

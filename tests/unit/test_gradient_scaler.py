@@ -11,11 +11,11 @@ import torch
 from torch.nn import functional
 
 from mnist_dist.config.schema import Adam, AdamW, Sgd
-from mnist_dist.fused import Stepper
+from mnist_dist.fast.optimizer_step import Stepper
 from mnist_dist.models import build_model
-from mnist_dist.optim import build_optimizer
-from mnist_dist.reduction import Ddp, Exact
 from mnist_dist.runtime import start
+from mnist_dist.training.optimizers import build_optimizer
+from mnist_dist.training.reduction import Ddp, Exact
 
 CONFIGS = [Sgd(), Sgd(nesterov=True, weight_decay=1e-3), Sgd(momentum=0), Adam(), AdamW(weight_decay=1e-2)]
 MICRO_BATCHES = 2

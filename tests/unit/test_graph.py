@@ -8,17 +8,16 @@ from operators import Elsewhere, StepsOver, config_of, parts_elsewhere, watch_st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mnist_dist import graph
-from mnist_dist import train as loop
-from mnist_dist.checkpoint import weights_sha256
 from mnist_dist.config.schema import Train
 from mnist_dist.data import open_dataset
 from mnist_dist.errors import ConfigError
-from mnist_dist.fused import Stepper
-from mnist_dist.graph import PreparedSteps, describe, obstacle
+from mnist_dist.fast.optimizer_step import Stepper
 from mnist_dist.observe import Observer, Observers
-from mnist_dist.progress import Progress
-from mnist_dist.run import build_parts, join
+from mnist_dist.run.build import build_parts, join
+from mnist_dist.run.checkpoint import weights_sha256
+from mnist_dist.training import graph, loop
+from mnist_dist.training.graph import PreparedSteps, describe, obstacle
+from mnist_dist.training.state import Progress
 
 AUGMENTED = {"data__augment__rotation_degrees": 10, "data__augment__shift_pixels": 2, "data__augment__scale": 0.1}
 RUNS = [

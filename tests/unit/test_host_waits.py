@@ -8,10 +8,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mnist_dist.config.schema import Sgd
 from mnist_dist.data import open_dataset
-from mnist_dist.data.transforms import Batches, Gather
-from mnist_dist.fused import Stepper
-from mnist_dist.optim import build_optimizer
-from mnist_dist.runtime import joining, start
+from mnist_dist.data.batches import Batches, Gather
+from mnist_dist.fast.optimizer_step import Stepper
+from mnist_dist.runtime import join, start
+from mnist_dist.training.optimizers import build_optimizer
 
 AUGMENTED = {"data__augment__rotation_degrees": 10, "data__augment__scale": 0.1}
 STEPS = [
@@ -70,12 +70,12 @@ def test_nothing_goes_to_a_gpu_but_from_pinned_memory_and_without_waiting(digits
 
 
 def test_a_step_under_fp16_waits_for_the_device_once_for_overflows_and_once_for_the_scale(monkeypatch):
-    class Scaled(joining.Accelerator):
+    class Scaled(join.Accelerator):
         def __init__(self, **options):
             super().__init__(**options)
             self.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
 
-    monkeypatch.setattr(joining, "Accelerator", Scaled)
+    monkeypatch.setattr(join, "Accelerator", Scaled)
     weight = torch.nn.Parameter(torch.ones(3))
     stepper = Stepper(build_optimizer(Sgd(), [weight], fused=False))
     lowered = []
@@ -102,6 +102,6 @@ def test_deterministic_algorithms_fill_no_memory_that_is_about_to_be_written_and
         )
 
     before = flags()
-    with joining._deterministic_cuda():
+    with join._deterministic_cuda():
         assert flags() == (True, False, False)
     assert flags() == before == (False, True, False)

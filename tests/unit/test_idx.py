@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mnist_dist import locks
-from mnist_dist.data.decoding import decode
+from mnist_dist.data.formats import decode
 from mnist_dist.data.idx import read_idx_folder, write_image_folder
-from mnist_dist.data.sources import scan
+from mnist_dist.data.scan import scan
+from mnist_dist.disk import locks
 from mnist_dist.errors import ConfigError, DataError, StorageError, WorkerError
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mnist_dist.group.place import worker_of
 from mnist_dist.launch import engines, kubernetes
 from mnist_dist.launch.group import Group, describe
 from mnist_dist.launch.slurm import SlurmJob, render
-from mnist_dist.worker import worker_of
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "environments.txt"
 SIZES = [(machines, gpus) for machines in (1, 2) for gpus in (1, 2, 8)]

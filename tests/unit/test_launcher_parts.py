@@ -5,11 +5,11 @@ import time
 
 import pytest
 
-from mnist_dist import heartbeat
-from mnist_dist.heartbeat import Pulses
+from mnist_dist.group import heartbeat
+from mnist_dist.group.heartbeat import Pulses
+from mnist_dist.group.signals import name_of
 from mnist_dist.launch.group import TAIL_BYTES, TAIL_LINES, last_lines
-from mnist_dist.launch.hanging import Watch
-from mnist_dist.signals import name_of
+from mnist_dist.launch.watch import Watch
 
 
 def test_the_end_of_a_log_is_read_however_long_the_log_is(tmp_path):

@@ -14,14 +14,14 @@ from torch import nn
 from mnist_dist.config import load, parse_setting
 from mnist_dist.config.schema import Train
 from mnist_dist.data import Sampler, sampler
-from mnist_dist.data.transforms import Batches
+from mnist_dist.data.batches import Batches
 from mnist_dist.errors import ConfigError
-from mnist_dist.evaluate import evaluate
-from mnist_dist.folder import RunFolder
 from mnist_dist.keyed import Purpose, keyed_hash
 from mnist_dist.observe.console import TrainingConsole
-from mnist_dist.run import _plan, build_parts
+from mnist_dist.run.build import _plan, build_parts
+from mnist_dist.run.folder import RunFolder
 from mnist_dist.runtime import Runtime, Vote
+from mnist_dist.training.evaluate import evaluate
 
 
 @pytest.mark.parametrize("ranks", [8, 1000])

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch.distributed import DistBackendError
 
-from mnist_dist import memory
 from mnist_dist.cli import _as_ours
 from mnist_dist.config import load
 from mnist_dist.errors import DeviceMemoryError
-from mnist_dist.run import _out_of_memory
-from mnist_dist.runtime.joining import _is_lost_peer
+from mnist_dist.machine import memory
+from mnist_dist.run.build import _out_of_memory
+from mnist_dist.runtime.join import _is_lost_peer
 
 ASYNCHRONOUS = (
     "\nCUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace below might be "

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from mnist_dist.config.schema import Adam, AdamW, Sgd
-from mnist_dist.fused import Stepper
-from mnist_dist.models import MODELS, build_model
-from mnist_dist.optim import build_optimizer
+from mnist_dist.fast.optimizer_step import Stepper
+from mnist_dist.models import CATALOGUE, build_model
+from mnist_dist.training.optimizers import build_optimizer
 
 META = torch.device("meta")
 OPTIMIZERS = [Sgd(), Sgd(nesterov=True, weight_decay=1e-3), Sgd(momentum=0), Adam(weight_decay=1e-3), AdamW()]
@@ -18,7 +18,7 @@ def built(name, **sizes):
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", CATALOGUE)
 def test_every_network_learns_with_every_optimizer_on_a_device_without_numbers(name, optimizer):
     model = built(name)
     built_optimizer = build_optimizer(optimizer, model.parameters(), fused=False)
@@ -38,7 +38,7 @@ def test_every_network_learns_with_every_optimizer_on_a_device_without_numbers(n
 
 @pytest.mark.parametrize("size", [16, 28, 224])
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", CATALOGUE)
 def test_every_network_takes_every_size(name, channels, size):
     model = built(name, classes=7, channels=channels, image_size=size)
     assert model(torch.empty(2, channels, size, size, device=META)).shape == (2, 7)

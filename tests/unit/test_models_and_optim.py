@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from mnist_dist.config.schema import Adam, AdamW, Constant, Cosine, OneCycle, Sgd, Step
-from mnist_dist.models import MODELS, Dropout, build_model, count_parameters
-from mnist_dist.optim import build_optimizer, lr_at
+from mnist_dist.fast.dropout import Dropout
+from mnist_dist.models import CATALOGUE, build_model, count_parameters
+from mnist_dist.training.optimizers import build_optimizer, lr_at
 
 
-@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("name", sorted(CATALOGUE))
 @pytest.mark.parametrize(("size", "channels", "classes"), [(28, 1, 10), (32, 3, 2), (17, 1, 37), (64, 3, 1000)])
 def test_a_network_fits_any_picture_and_class_count(name, size, channels, classes):
     model = build_model(name, classes=classes, channels=channels, image_size=size)
@@ -116,7 +117,7 @@ def test_pooling_before_relu_and_mask_gives_the_same_bits_as_after_them():
     assert torch.equal(*gradients)
 
 
-@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("name", sorted(CATALOGUE))
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_layout_of_a_batch_in_memory_changes_nothing_but_rounding(name, channels):
     torch.manual_seed(0)

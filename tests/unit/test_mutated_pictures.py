@@ -10,9 +10,9 @@ import pytest
 from mutations import SIGNATURE, checksums_are_right, damaged, limited_memory, pictures
 from PIL import Image, TiffImagePlugin
 
-from mnist_dist.data.decoding import UnreadableError, decode
-from mnist_dist.data.pictures import Decoding, decode_all, hand_over
-from mnist_dist.data.png import decode_plain
+from mnist_dist.data.decode import Decoding, decode_all, hand_over
+from mnist_dist.data.formats import UnreadableError, decode
+from mnist_dist.fast.png import decode_plain
 
 SIZE = 12
 MEMORY = 1 << 30

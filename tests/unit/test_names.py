@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mnist_dist.checkpoint_files import Meta
 from mnist_dist.observe.names import shown, shown_lines
+from mnist_dist.run.checkpoint_files import Meta
 
 names = st.text(st.characters(), max_size=40)  # surrogates too: bytes of a file name that are no text
 

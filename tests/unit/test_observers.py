@@ -10,8 +10,8 @@ from rich.console import Console
 from mnist_dist.observe.console import TrainingConsole
 from mnist_dist.observe.figures import RIGHT, WRONG, Sample, sample_grid
 from mnist_dist.observe.lettering import drawable, letters, wrap
+from mnist_dist.observe.records import EpochReport, Evaluation, Plan, Result, StepReport
 from mnist_dist.observe.terminal import print_samples
-from mnist_dist.reports import EpochReport, Evaluation, Plan, Result, StepReport
 
 PLAN = Plan(
     run="runs/a-name-that-is-rather-long-20260101-120000", device="cpu", device_reason="no GPU found",

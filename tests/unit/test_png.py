@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mnist_dist.data.decoding import UnreadableError, decode
-from mnist_dist.data.pictures import Decoding, decode_all, hand_over
-from mnist_dist.data.png import decode_plain
+from mnist_dist.data.decode import Decoding, decode_all, hand_over
+from mnist_dist.data.formats import UnreadableError, decode
+from mnist_dist.fast.png import decode_plain
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 

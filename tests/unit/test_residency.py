@@ -6,8 +6,8 @@ import torch
 
 from mnist_dist.config.schema import EMBEDDED_DIGITS, Augmentation, Data
 from mnist_dist.data import open_dataset
+from mnist_dist.data.batches import Batches, Gather
 from mnist_dist.data.residency import bytes_of, choose_residency
-from mnist_dist.data.transforms import Batches, Gather
 from mnist_dist.errors import ConfigError
 
 
@@ -81,7 +81,7 @@ def test_batches_are_the_same_wherever_their_pixels_wait_and_are_turned(digits, 
 )  # fmt: skip
 def test_the_message_for_lack_of_memory_claims_only_what_holds(settings, claim):
     from mnist_dist.config import Setting, load
-    from mnist_dist.run import _out_of_memory
+    from mnist_dist.run.build import _out_of_memory
 
     given = {"train.global_batch": 32} | settings
     config = load("quick", tuple(Setting(key=key, value=value, origin="--set") for key, value in given.items())).config

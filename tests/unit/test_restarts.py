@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from mnist_dist.launch.group import Failure
-from mnist_dist.launch.local import Restarts
+from mnist_dist.launch.supervise import Restarts
 
 
 def failure(code, step=5, message="why"):

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from mnist_dist.errors import ConfigError
-from mnist_dist.folder import RunFolder
+from mnist_dist.run.folder import RunFolder
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mnist_dist.errors import ConfigError, typed
+from mnist_dist.errors.shell import join, quote
 from mnist_dist.launch.engines import Cluster, torchrun
 from mnist_dist.launch.kubernetes import KubernetesJob, render
 from mnist_dist.launch.slurm import SlurmJob
 from mnist_dist.launch.slurm import render as render_script
 from mnist_dist.observe.console import next_commands
 from mnist_dist.observe.names import shown
-from mnist_dist.shell import join, quote
 
 ODD = [
     "plain",

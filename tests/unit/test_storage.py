@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from mnist_dist import checkpoint, checkpoint_files, errors, locks
-from mnist_dist.checkpoint_files import FILES, MANIFEST, remove, step_of, steps, verify
+from mnist_dist import errors
+from mnist_dist.disk import locks
+from mnist_dist.disk.storage import ContentError, cut, exchange, open_append, parse_record, read_plain, write_whole
 from mnist_dist.errors import CheckpointError, ConfigError, DamagedError, GroupError, StoppedError
-from mnist_dist.folder import RunFolder, claim_run_folder
 from mnist_dist.observe.journal import Journal
-from mnist_dist.storage import ContentError, cut, exchange, open_append, parse_record, read_plain, write_whole
+from mnist_dist.run import checkpoint, checkpoint_files
+from mnist_dist.run.checkpoint_files import FILES, MANIFEST, remove, step_of, steps, verify
+from mnist_dist.run.folder import RunFolder, claim_run_folder
 
 
 def test_a_file_is_replaced_and_a_link_at_its_place_is_not_followed(tmp_path):

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mnist_dist import locks
 from mnist_dist.config.schema import EMBEDDED_DIGITS, Data
-from mnist_dist.data import open_dataset, sources, store
-from mnist_dist.data.decoding import decode
-from mnist_dist.data.pictures import Decoding
+from mnist_dist.data import open_dataset, scan, store
+from mnist_dist.data.decode import Decoding
+from mnist_dist.data.formats import decode
+from mnist_dist.disk import locks
 from mnist_dist.errors import ConfigError, DataError, StorageError
-from mnist_dist.folder import RunFolder
-from mnist_dist.launch.local import private_folder
+from mnist_dist.launch.supervise import private_folder
+from mnist_dist.run.folder import RunFolder
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_a_changed_folder_rebuilds_the_store_and_removes_the_old_one(tmp_path, f
     said.clear()
     open_store(root)
     assert any("Decoding" in line for line in said)
-    assert len(list((root / sources.OWN_FOLDER).glob("1x28x28-*"))) == 1
+    assert len(list((root / scan.OWN_FOLDER).glob("1x28x28-*"))) == 1
 
 
 def test_the_identity_follows_the_pixels_and_not_the_time_or_place(tmp_path, folder_of, open_store):
@@ -140,7 +140,7 @@ def test_a_disk_without_locks_is_lived_with(tmp_path, folder_of, open_store, mon
 def test_a_damaged_store_is_built_again(tmp_path, folder_of, open_store, said, size):
     root = folder_of(tmp_path / "data")
     good = open_store(root)
-    (images,) = (root / sources.OWN_FOLDER).glob("*/train-images.npy")
+    (images,) = (root / scan.OWN_FOLDER).glob("*/train-images.npy")
     os.truncate(images, size)
     said.clear()
     assert open_store(root).sha256 == good.sha256
@@ -155,7 +155,7 @@ def test_a_full_or_read_only_disk_falls_back_to_memory_with_a_message(
     here = folder_of(tmp_path / "here")
     mount = tmp_path / "small"
     mount.mkdir()
-    (here / sources.OWN_FOLDER).mkdir()
+    (here / scan.OWN_FOLDER).mkdir()
     size = "size=64k" if options == "ro" else options
     if subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", mount], capture_output=True).returncode:
         pytest.skip("mounting is not permitted here")
@@ -164,14 +164,14 @@ def test_a_full_or_read_only_disk_falls_back_to_memory_with_a_message(
         home.mkdir()
         if options == "ro":
             subprocess.run(["mount", "-o", "remount,ro", mount], check=True)
-        subprocess.run(["mount", "--bind", home, here / sources.OWN_FOLDER], check=True)
+        subprocess.run(["mount", "--bind", home, here / scan.OWN_FOLDER], check=True)
         monkeypatch.setenv("XDG_CACHE_HOME", str(home))
         built = open_store(here)
         assert built.state == "in memory"
         assert sum("cannot be kept" in line for line in said) == 2
         assert not list(home.glob("*/*.npy"))
     finally:
-        subprocess.run(["umount", here / sources.OWN_FOLDER], check=False)
+        subprocess.run(["umount", here / scan.OWN_FOLDER], check=False)
         subprocess.run(["umount", mount], check=True)
     assert open_store(folder_of(tmp_path / "there")).sha256 == built.sha256
 
@@ -183,7 +183,7 @@ def test_every_unreadable_picture_is_named_and_no_store_is_left(tmp_path, folder
     (root / "train" / "class-2" / "5.png").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match=r"2 pictures cannot be read: .*class-1/0.png.*class-2/5.png.*data check"):
         open_store(root)
-    assert not list((root / sources.OWN_FOLDER).glob("*/index.json"))
+    assert not list((root / scan.OWN_FOLDER).glob("*/index.json"))
 
 
 def save(path, picture, **options):

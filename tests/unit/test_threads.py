@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from mnist_dist import threads
 from mnist_dist.config import Config, load, parse_setting
-from mnist_dist.cpu_time import Moment
-from mnist_dist.models import MODELS, build_model
-from mnist_dist.threads import Cpus, Crowding, choose, crowded_by_itself, prepare, step_flop
+from mnist_dist.group import threads
+from mnist_dist.group.threads import Cpus, Crowding, choose, crowded_by_itself, prepare, step_flop
+from mnist_dist.machine.cpu_time import Moment
+from mnist_dist.models import CATALOGUE, build_model
 
 TWO = Cpus(bound=2, allowed=2, ranks=1)
 
@@ -19,14 +19,14 @@ def config(*settings):
     return load(None, tuple(map(parse_setting, settings))).config
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", CATALOGUE)
 @pytest.mark.parametrize(("channels", "size"), [(1, 28), (3, 64)])
 def test_the_estimated_work_of_a_network_is_what_torch_counts(name, channels, size):
     with torch.device("meta"):
         model = build_model(name, classes=10, channels=channels, image_size=size)
         with FlopCounterMode(display=False) as counter:
             model.eval()(torch.zeros(1, channels, size, size))
-    estimate = 2 * threads.MULTIPLY_ADDS[name](channels, size)
+    estimate = 2 * CATALOGUE[name].multiply_adds(channels, size)
     assert estimate == pytest.approx(counter.get_total_flops(), rel=0.03)
 
 

@@ -1,0 +1,1 @@
+"""The loop, to be read top to bottom, and what it is made of."""
