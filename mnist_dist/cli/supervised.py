@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import io
-import json
 import os
 import signal
 import sys
@@ -17,6 +16,7 @@ from typing import IO
 from mnist_dist.disk.storage import ContentError, obstacle, open_append
 from mnist_dist.errors import MnistDistError
 from mnist_dist.group import heartbeat
+from mnist_dist.group.messages import Complaint
 from mnist_dist.group.place import RANK_LOG, GroupFolder
 from mnist_dist.observe.names import message_of, shown, shown_lines
 from mnist_dist.observe.output import ESCAPED
@@ -49,11 +49,8 @@ def leave_word(group: GroupFolder, error: Exception) -> int:
         bug = f"Rank {_rank()} failed, which is a bug: {type(error).__name__}: {error}."
         trace = "\n" + shown_lines("".join(lines)).rstrip()
         message = shown(bug) + (trace if log is None else shown(f" The traceback is in {log}."))
-    record = {"message": message, "seconds": time.monotonic()}
-    temporary = group.failure(_rank()).with_suffix(".tmp")
     try:
-        temporary.write_text(json.dumps(record), encoding="utf-8")
-        temporary.replace(group.failure(_rank()))
+        Complaint(message=message, seconds=time.monotonic()).write(group, _rank())
     except OSError:  # the temporary folder is full too, or gone
         print(f"error: {message}", file=sys.stderr)
     return code

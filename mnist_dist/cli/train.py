@@ -320,19 +320,24 @@ def _work(
 def open_data(resolved: Resolved, group: GroupFolder, *, err: bool) -> None:
     """Look whether the pictures have changed, decode them if so, and tell the ranks which store to open."""
     from mnist_dist.config import EMBEDDED_DIGITS
-    from mnist_dist.data.approval import approve
+    from mnist_dist.group.messages import Approval
     from mnist_dist.machine.cpu_time import own_seconds
 
     began = own_seconds()
     if resolved.config.data.root == EMBEDDED_DIGITS:
-        approve(group, None, "")  # they are in the package
+        Approval(folder=None).write(group)  # they are in the package
         return
     from mnist_dist.data import Sampler, open_dataset
 
     options = resolved.config.train
     dataset = open_dataset(resolved.config.data, seed=options.seed, announce=partial(say, err=err))
     Sampler(images=len(dataset.train), global_batch=options.global_batch, seed=options.seed)
-    approve(group, dataset.folder, dataset.state, dataset.sha256, cpu_seconds=own_seconds() - began)
+    Approval(
+        folder=str(dataset.folder.absolute()) if dataset.folder else None,
+        state=dataset.state,
+        sha256=dataset.sha256,
+        cpu_seconds=own_seconds() - began,
+    ).write(group)
 
 
 def _print_dry_run(resolved: Resolved, ranks: int) -> None:

@@ -47,7 +47,7 @@ def verify(
     counts = sorted({*(1 << power for power in range(processes.bit_length()) if 1 << power <= processes), processes})
     resolved = _with_steps(resolved, steps, counts[-1])
     if this_worker(None) is not None:
-        from mnist_dist.run.build import probe
+        from mnist_dist.run.verify import probe
 
         probe(resolved, own_output(output, "verify"))
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 
 from mnist_dist.config.schema import EMBEDDED_DIGITS, Data
 from mnist_dist.data import scan
-from mnist_dist.data.approval import approved
 from mnist_dist.data.decode import Decoding
+from mnist_dist.data.files import DamagedError
 from mnist_dist.data.store import Announce, open_or_build
-from mnist_dist.data.store_files import Store, Stored, from_arrays, in_memory
+from mnist_dist.data.store_files import Store, Stored, from_arrays, in_memory, open_folder
 from mnist_dist.errors import ConfigError, DataError
+from mnist_dist.group import threads
+from mnist_dist.group.messages import Approval
 from mnist_dist.group.place import GroupFolder
 from mnist_dist.keyed import Purpose, keyed_hash
 
@@ -89,7 +91,7 @@ def open_dataset(data: Data, *, seed: int, announce: Announce, group: GroupFolde
         ConfigError: A validation fraction is asked for where there is a `val` folder already.
         DataError: Folders or pictures are missing or unreadable.
     """
-    store = (approved(group) if group is not None else None) or _open_store(data, announce)
+    store = (approved_store(group) if group is not None else None) or _open_store(data, announce)
     train = store.splits["train"]
     rows, held_out = divide(train.labels, data, seed=seed, has_val="val" in store.splits)
     validation = None
@@ -112,6 +114,26 @@ def open_dataset(data: Data, *, seed: int, announce: Announce, group: GroupFolde
         state=store.state,
         folder=store.folder,
     )
+
+
+def approved_store(group: GroupFolder) -> Store | None:
+    """Open the store that the launcher approves, without checking its images again.
+
+    Returns:
+        `None` if this rank must open the images itself.
+
+    Raises:
+        WorkerError: The launcher is gone.
+    """
+    approval = Approval.wait(group)
+    if approval is None:
+        return None
+    threads.count_as_ours(approval.cpu_seconds)
+    try:
+        store = open_folder(Path(approval.folder)) if approval.folder else None
+    except (DamagedError, OSError):  # removed or replaced in the meantime, as by another launcher
+        return None
+    return replace(store, state=approval.state) if store is not None and store.sha256 == approval.sha256 else None
 
 
 def divide(

@@ -52,13 +52,13 @@ class GroupFolder:
         return self.path / "heartbeats"
 
     @property
-    def word(self) -> Path:
-        """What the launcher does for all ranks while they start: absent if nothing, empty until it is done."""
-        return self.path / "word.json"
+    def approval(self) -> Path:
+        """Which store the launcher approves: absent if it looks for none, empty until it has."""
+        return self.path / "approval.json"
 
-    def failure(self, rank: int) -> Path:
-        """What a rank says about its own failure."""
-        return self.path / f"failure-{rank}.json"
+    def complaint(self, rank: int) -> Path:
+        """Why a rank failed."""
+        return self.path / f"complaint-{rank}.json"
 
 
 def group_folder_of(environment: Mapping[str, str]) -> GroupFolder | None:

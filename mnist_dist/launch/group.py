@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import socket
 import time
@@ -17,6 +16,7 @@ from mnist_dist.disk.storage import ContentError, make_folder, obstacle, open_ap
 from mnist_dist.errors import CheckpointError, WorkerError
 from mnist_dist.errors.shell import join, quote
 from mnist_dist.group.heartbeat import Pulse, Pulses
+from mnist_dist.group.messages import Complaint
 from mnist_dist.group.place import EXPECTED_RANKS, GROUP_FOLDER, LAUNCHER, RANK_LOG, TIMEOUT, GroupFolder
 from mnist_dist.group.signals import name_of
 from mnist_dist.launch.forward import Signals
@@ -102,7 +102,7 @@ def run_once(group: Group, folder: GroupFolder, signals: Signals, meanwhile: Mea
     """
     pulses = Pulses(folder.heartbeats, group.ranks)
     if meanwhile is not None:
-        folder.word.touch()
+        folder.approval.touch()
     with contextlib.ExitStack() as stack:
         stack.callback(pulses.close)
         outputs = [None, *(stack.enter_context(_open(_output(group, folder, rank))) for rank in range(1, group.ranks))]
@@ -243,11 +243,12 @@ def _cause(
         signals: What came here: then only a rank that complains, or that was killed before it could save, has failed.
     """
     failed = {rank: code for rank, code in ends.items() if code}
-    words = {rank: json.loads(folder.failure(rank).read_text()) for rank in failed if folder.failure(rank).exists()}
+    found = {rank: Complaint.read(folder, rank) for rank in failed}
+    words = {rank: complaint for rank, complaint in found.items() if complaint is not None}
     echoes = [rank for rank, code in failed.items() if code == WorkerError.exit_code]
     causes = [rank for rank in failed if rank not in echoes]
     # Who complained knows why; of several the first. Then who ended first.
-    causes.sort(key=lambda rank: words[rank]["seconds"] if rank in words else float("inf"))
+    causes.sort(key=lambda rank: words[rank].seconds if rank in words else float("inf"))
     if signals.received:
         lost = [] if signals.hurried else [rank for rank, code in failed.items() if code == KILLED]
         causes, echoes = [rank for rank in causes if rank in words or rank in lost], []
@@ -256,7 +257,7 @@ def _cause(
     rank = (causes or echoes)[0]
     code = failed[rank]
     if rank in words:
-        message = words[rank]["message"]
+        message = words[rank].message
     elif code < 0:
         message = f"Rank {rank} of {group.ranks} was killed by {name_of(-code)} (by the system if memory ran out)."
     else:

@@ -9,11 +9,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from rich.console import Console
-from safetensors.torch import save_file
 from torch import nn
 
 from mnist_dist.config import Config, Resolved, all_keys, flatten
@@ -27,11 +26,11 @@ from mnist_dist.group.place import group_folder_of
 from mnist_dist.group.threads import Chosen, Cpus, Crowding, choose, crowded_by_itself, others_since_prepare
 from mnist_dist.machine import memory
 from mnist_dist.models import build_model, count_parameters
-from mnist_dist.observe import Observer, Observers
+from mnist_dist.observe import Observers
 from mnist_dist.observe.console import TrainingConsole
 from mnist_dist.observe.journal import Journal
-from mnist_dist.observe.output import open_console, print_line, say, tolerant
-from mnist_dist.observe.records import EpochReport, Evaluation, Plan, Result, StepReport
+from mnist_dist.observe.output import open_console, print_line, tolerant
+from mnist_dist.observe.records import Plan, Result
 from mnist_dist.observe.tensorboard import TensorBoard
 from mnist_dist.run import saving
 from mnist_dist.run.folder import RunFolder, claim_run_folder
@@ -98,59 +97,10 @@ def train(
         observers = runtime.on_first_rank(
             lambda: _observe(folder, resolved, dataset, console, stack, first_step=progress.step)
         )
-        parts = replace(
-            parts,
-            crowding=Crowding(cpus, progress.threads),
-            observers=observers or Observers(),
-            save=lambda progress: save(parts, progress),
-        )
+        observed = replace(parts, crowding=Crowding(cpus, progress.threads), observers=observers or Observers())
+        parts = replace(observed, save=partial(save, observed))
         parts.observers.plan(_plan(parts, folder, first_step=progress.step, threads_reason=chosen.reason))
         return _train(parts, progress, folder)
-
-
-def probe(resolved: Resolved, output: Path) -> None:
-    """Train for `train.max_steps` steps and write down all that could differ between process counts. Every rank.
-
-    Args:
-        resolved: The experiment; its `train.log_every` must be 1.
-        output: A safetensors file that rank 0 writes: `loss` of each step, `gradients` of the last step and
-            `weights` after it, both as one vector, and `metrics`: test loss and accuracy.
-    """
-    config = resolved.config
-    dataset = open_dataset(config.data, seed=config.train.seed, announce=say)
-    with join(config) as runtime:
-        witness = Witness()
-        parts = replace(build_parts(config, dataset, runtime), observers=Observers((witness,)))
-        model = parts.model
-        gradients: list[torch.Tensor] = []
-
-        def look(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-            gradients[:] = [p.grad.flatten().cpu() for p in model.parameters() if p.grad is not None]
-
-        parts.optimizer.register_step_pre_hook(look)
-        loop.train(parts, Progress())
-        if runtime.rank == 0:
-            record = {
-                "loss": torch.tensor(witness.losses, dtype=torch.float64),
-                "gradients": torch.cat(gradients),
-                "weights": torch.cat([p.detach().flatten().cpu() for p in model.parameters()]),
-                "metrics": torch.tensor(witness.metrics, dtype=torch.float64),
-            }
-            save_file(record, output)
-
-
-class Witness(Observer):
-    """Remembers the loss of each step, and the last test loss and accuracy."""
-
-    def __init__(self) -> None:
-        self.losses: list[float] = []
-        self.metrics: list[float] = []
-
-    def step(self, report: StepReport) -> None:  # noqa: D102
-        self.losses.append(report.loss)
-
-    def epoch(self, report: EpochReport, test: Evaluation) -> None:  # noqa: D102
-        self.metrics = [report.test_loss, report.test_accuracy]
 
 
 def join(config: Config) -> contextlib.AbstractContextManager[Runtime]:
@@ -247,21 +197,29 @@ def _train(parts: Parts, progress: Progress, folder: RunFolder) -> Result:
     with signals.deferred():  # until the result is written too
         try:
             loop.train(parts, progress)
-        except BaseException as error:
+        except BaseException as raised:
+            error = _told(raised, parts, folder)
             stopped = isinstance(error, StoppedError | KeyboardInterrupt | SystemExit)
-            if isinstance(error, NonFiniteError) and (saved := folder.saved_step()) is not None:
-                error.args = (f"{error} The checkpoint of step {saved} is whole.",)
             with contextlib.suppress(OSError):  # the disk may be full, and the first error is the one to show
                 saving.write_result(parts, progress, folder, "stopped" if stopped else "failed", error)
-            if (refusal := memory.refusal_of(error)) is not None:
-                raise DeviceMemoryError(_out_of_memory(parts, refusal)) from error
-            if isinstance(error, StoppedError):
-                message = f"{str(error).rstrip('.')}: saved; go on with {typed('resume', folder.path)}."
-                raise StoppedError(message, error.exit_code - 128) from None
-            raise
+            if error is raised:
+                raise
+            raise error from (None if stopped else raised)
         result = saving.write_result(parts, progress, folder, "finished")
     parts.observers.result(result)
     return result
+
+
+def _told(error: BaseException, parts: Parts, folder: RunFolder) -> BaseException:
+    """Return an error with what the user needs to know of this run; the same error if there is nothing to add."""
+    if (refusal := memory.refusal_of(error)) is not None:
+        return DeviceMemoryError(_out_of_memory(parts, refusal))
+    if isinstance(error, StoppedError):
+        message = f"{str(error).rstrip('.')}: saved; go on with {typed('resume', folder.path)}."
+        return StoppedError(message, error.exit_code - 128)
+    if isinstance(error, NonFiniteError) and (saved := folder.saved_step()) is not None:
+        return NonFiniteError(f"{error} The checkpoint of step {saved} is whole.")
+    return error
 
 
 def _out_of_memory(parts: Parts, refusal: memory.Refusal) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter
@@ -126,11 +126,14 @@ class Progress:
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Progress:
-        """Read what `to_json` wrote.
+        """Read what `to_json` wrote, in this version or another: figures that are missing in an epoch's row are absent.
 
         Raises:
             ValueError: A value has another type, or is negative where it counts something.
         """
+        last = record.get("last")
+        if isinstance(last, dict):
+            record = {**record, "last": {figure.name: last.get(figure.name) for figure in fields(EpochReport)}}
         saved = TypeAdapter(_Saved).validate_python(record)
         return cls(
             step=saved.step,

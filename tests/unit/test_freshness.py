@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 from mnist_dist.data import freshness, scan, store, store_files
-from mnist_dist.data.approval import approve, approved
+from mnist_dist.data.dataset import approved_store
 from mnist_dist.data.decode import Decoding
 from mnist_dist.errors import WorkerError
+from mnist_dist.group.messages import Approval
 from mnist_dist.group.place import GroupFolder
 
 
@@ -316,26 +317,26 @@ def test_a_store_is_the_same_whether_mapped_or_in_memory(root):
 
 def test_ranks_wait_for_the_launcher_and_open_what_it_has_approved(root, tmp_path):
     built, group = open_store(root), GroupFolder(tmp_path)
-    group.word.touch()
+    group.approval.touch()
     opened = []
-    rank = threading.Thread(target=lambda: opened.append(approved(group)))
+    rank = threading.Thread(target=lambda: opened.append(approved_store(group)))
     rank.start()
     time.sleep(0.05)
     assert not opened
     overwrite(root)  # the launcher has looked before: all ranks shall train on the same
-    approve(group, built.folder, "decoded in 0.1 s", built.sha256)
+    Approval(folder=str(built.folder), state="decoded in 0.1 s", sha256=built.sha256).write(group)
     rank.join(5)
     assert (opened[0].sha256, opened[0].state) == (built.sha256, "decoded in 0.1 s")
 
 
 def test_ranks_see_for_themselves_where_the_launcher_says_nothing_or_has_no_store(tmp_path):
-    assert approved(GroupFolder(tmp_path)) is None
-    approve(GroupFolder(tmp_path), None, "in memory")
-    assert approved(GroupFolder(tmp_path)) is None
+    assert approved_store(GroupFolder(tmp_path)) is None
+    Approval(folder=None).write(GroupFolder(tmp_path))
+    assert approved_store(GroupFolder(tmp_path)) is None
 
 
 def test_ranks_do_not_wait_for_a_launcher_that_is_gone(tmp_path, monkeypatch):
-    GroupFolder(tmp_path).word.touch()
+    GroupFolder(tmp_path).approval.touch()
     monkeypatch.setenv("MNIST_DIST_LAUNCHER", str(os.getppid() + 1))
     with pytest.raises(WorkerError, match="launcher"):
-        approved(GroupFolder(tmp_path))
+        approved_store(GroupFolder(tmp_path))
