@@ -17,6 +17,7 @@ from rich.text import Text
 from mnist_dist.config import EMBEDDED_DIGITS
 from mnist_dist.errors.shell import quote
 from mnist_dist.observe import Observer
+from mnist_dist.observe.columns import COLUMNS, Column, figures_of
 from mnist_dist.observe.names import shown
 from mnist_dist.observe.output import glyph, print_line
 from mnist_dist.observe.records import EpochReport, Evaluation, Event, Plan, Result, StepReport
@@ -100,7 +101,7 @@ class TrainingConsole(Observer):
     def epoch(self, report: EpochReport, test: Evaluation) -> None:  # noqa: D102
         assert self._plan is not None
         if self._progress is not None:
-            self._console.print(_row(report, self._columns()))
+            self._console.print(_row(figures_of(report, test), self._columns()))
             return
         validation = (
             f"  validation loss {report.validation_loss:.4f} accuracy {report.validation_accuracy:.2%}"
@@ -152,9 +153,9 @@ class TrainingConsole(Observer):
         if self._progress is not None:
             self._progress.stop()
 
-    def _columns(self) -> list[str]:
+    def _columns(self) -> list[Column]:
         assert self._plan is not None
-        return _columns(self._console.width, validation=bool(self._plan.validation_images))
+        return _fitting(self._console.width, validation=bool(self._plan.validation_images))
 
     def _print(self, line: str) -> None:
         print_line(self._console, line)
@@ -215,55 +216,27 @@ def _epoch(plan: Plan, epoch: int) -> str:
     return f"epoch {epoch}/{plan.last_epoch}"
 
 
-TITLES = {
-    "epoch": "epoch",
-    "step": "step",
-    "train_loss": "train loss",
-    "train_accuracy": "train acc.",
-    "validation_loss": "val. loss",
-    "validation_accuracy": "val. acc.",
-    "test_loss": "test loss",
-    "test_accuracy": "test acc.",
-    "images_per_second": "images/s",
-    "seconds": "seconds",
-    "learning_rate": "learn. rate",
-}
-FORMATS = {
-    "epoch": "d",
-    "step": "d",
-    "train_accuracy": ".2%",
-    "validation_accuracy": ".2%",
-    "test_accuracy": ".2%",
-    "images_per_second": ",.0f",
-    "seconds": ".1f",
-    "learning_rate": ".3g",
-}
-LESS_WANTED = ("learning_rate", "step", "seconds", "train_accuracy", "validation_loss", "images_per_second")
-
-
-def _columns(width: int, *, validation: bool) -> list[str]:
-    """Choose the columns that fit, leaving out the less wanted ones first."""
-    columns = [name for name in TITLES if validation or not name.startswith("validation")]
-    for name in LESS_WANTED:
-        if sum(_width(column) for column in columns) <= width:
+def _fitting(width: int, *, validation: bool) -> list[Column]:
+    """Return the columns that fit into a terminal; those of the highest ranks are left out first."""
+    columns = [column for column in COLUMNS if column.title and (validation or "validation" not in column.name)]
+    for column in sorted(columns, key=lambda column: -column.rank):
+        if column.rank == 0 or sum(map(_width, columns)) <= width:
             break
-        if name in columns:
-            columns.remove(name)
+        columns.remove(column)
     return columns
 
 
-def _width(column: str) -> int:
-    return max(len(TITLES[column]), 7) + 2
+def _width(column: Column) -> int:
+    return max(len(column.title), 7) + 2
 
 
-def _header(columns: list[str]) -> Text:
-    return Text("".join(TITLES[column].rjust(_width(column)) for column in columns), style="bold")
+def _header(columns: list[Column]) -> Text:
+    return Text("".join(column.title.rjust(_width(column)) for column in columns), style="bold")
 
 
-def _row(report: EpochReport, columns: list[str]) -> Text:
+def _row(figures: dict[str, float], columns: list[Column]) -> Text:
     row = Text()
-    figures = report.metrics()
     for column in columns:
-        text = format(figures[column], FORMATS.get(column, ".4f"))
-        row.append(text.rjust(_width(column)), style="green" if column == "test_accuracy" else "")
+        text = format(figures[column.name], column.format)
+        row.append(text.rjust(_width(column)), style="green" if column.name == "test_accuracy" else "")
     return row

@@ -11,6 +11,7 @@ from typing import Any
 
 from mnist_dist.disk.storage import named, open_append, read_pieces
 from mnist_dist.observe import Observer
+from mnist_dist.observe.columns import figures_of
 from mnist_dist.observe.records import EpochReport, Evaluation, Event, StepReport
 
 
@@ -31,7 +32,7 @@ class Journal(Observer):
         self._write("event", {"step": event.step, "event": event.event, **event.figures})
 
     def epoch(self, report: EpochReport, test: Evaluation) -> None:  # noqa: D102
-        self._write("epoch", report.metrics())
+        self._write("epoch", figures_of(report, test))
 
     def sizes(self) -> dict[str, int]:  # noqa: D102
         with named(self._path):

@@ -18,12 +18,13 @@ from mnist_dist.data import Dataset
 from mnist_dist.disk.storage import obstacle
 from mnist_dist.keyed import Purpose, keyed_permutation
 from mnist_dist.observe import EVENTS_SUFFIX, Observer
+from mnist_dist.observe.columns import COLUMNS, figures_of
 from mnist_dist.observe.figures import sample_grid, samples_of
 from mnist_dist.observe.names import shown
 from mnist_dist.observe.records import EpochReport, Evaluation, Plan, Result, StepReport
 
 SAMPLES = 16
-COLUMNS = 4  # so that titles can be read in the page's thumbnails
+GRID_COLUMNS = 4  # so that titles can be read in the page's thumbnails
 
 
 class TensorBoard(Observer):
@@ -62,10 +63,11 @@ class TensorBoard(Observer):
             self._writer.add_scalar(f"by_step/{name}", getattr(report, name), report.step)
 
     def epoch(self, report: EpochReport, test: Evaluation) -> None:  # noqa: D102
-        for name, value in report.metrics().items():
-            if name not in ("epoch", "step", "images", "test_images"):
-                self._writer.add_scalar(f"by_epoch/{name}", value, report.epoch)
-        grid = sample_grid(samples_of(self._dataset, self._dataset.test, test, self._samples), columns=COLUMNS)
+        figures = figures_of(report, test)
+        for column in COLUMNS:
+            if column.scalar and column.name in figures:
+                self._writer.add_scalar(f"by_epoch/{column.name}", figures[column.name], report.epoch)
+        grid = sample_grid(samples_of(self._dataset, self._dataset.test, test, self._samples), columns=GRID_COLUMNS)
         self._writer.add_image("test_predictions", np.asarray(grid), report.epoch, dataformats="HWC")
         self._writer.flush()
 

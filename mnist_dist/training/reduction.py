@@ -173,10 +173,27 @@ def learn(reduction: Ddp | Exact, pixels: Tensor, labels: Tensor, *, label_smoot
     """
     with reduction.micro_batch(last=last):
         logits = reduction.model(pixels)  # (micro_batch, K)
-        loss = functional.cross_entropy(logits, labels, reduction="sum", label_smoothing=label_smoothing)
+        loss, correct = score(logits, labels, label_smoothing=label_smoothing)
         heartbeat.beat()  # from here on it may wait for others
-        reduction.backward(loss, (logits.argmax(dim=1) == labels).sum())
+        reduction.backward(loss, correct)
     return loss.detach()
+
+
+def score(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Sum up the loss of a batch and count its correct predictions, on its device.
+
+    Args:
+        logits: `(B, K)` scores of any float type.
+        targets: `(B,)` int64 classes, or `(B, K)` probabilities whose rows add up to 1, as mixed images have them.
+        label_smoothing: Share of each target that is spread over all classes.
+
+    Returns:
+        `()` cross-entropy in nats, summed; `()` int64 number of images whose highest score is that of their target,
+        or of its most probable class.
+    """
+    loss = functional.cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
+    labels = targets if targets.dim() == 1 else targets.argmax(dim=1)
+    return loss, (logits.argmax(dim=1) == labels).sum()
 
 
 def refuse_batch_norm(model: nn.Module) -> None:
