@@ -74,11 +74,18 @@ class Augmentation(Section):
     """Move by up to this many pixels along each axis."""
     scale: Number = Field(0.0, ge=0, le=0.95)
     """Enlarge or shrink by up to this share: 0.1 gives factors from 0.9 to 1.1."""
-
-    @property
-    def active(self) -> bool:
-        """Whether any picture would be changed."""
-        return bool(self.rotation_degrees or self.shift_pixels or self.scale)
+    horizontal_flip: Number = Field(0.0, ge=0, le=1)
+    """Probability that an image is mirrored left to right. Not for digits and letters."""
+    vertical_flip: Number = Field(0.0, ge=0, le=1)
+    """Probability that an image is mirrored top to bottom."""
+    brightness: Number = Field(0.0, ge=0, le=1)
+    """Multiply values by a factor: 0.2 gives factors from 0.8 to 1.2."""
+    contrast: Number = Field(0.0, ge=0, le=1)
+    """Move values away from the image's mean gray, or towards it, by such a factor."""
+    saturation: Number = Field(0.0, ge=0, le=1)
+    """Move colours away from gray, or towards it, by such a factor."""
+    erase: Number = Field(0.0, ge=0, le=1)
+    """Probability that a box of 2 to 33 % of an image is filled with the image's mean colour."""
 
 
 class Data(Section):

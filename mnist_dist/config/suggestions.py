@@ -18,7 +18,10 @@ _WEIGHTS = "A network starts from random weights; --init-from RUN starts from th
 _STOPPING = "There is no early stopping: the best checkpoint is kept where there are validation images"
 _ORDER = "Every epoch is shuffled from train.seed, and no batch is short"
 _ACCUMULATION = "The global batch is divided into micro-batches: set train.micro_batch"
-_AUGMENT = "Augmentation has data.augment.rotation_degrees, data.augment.shift_pixels and data.augment.scale"
+_AUGMENT = (
+    "Augmentation has data.augment.rotation_degrees, shift_pixels, scale, horizontal_flip, vertical_flip, brightness, "
+    "contrast, saturation and erase"
+)
 _WATCH = "Every run writes metrics.jsonl and TensorBoard's files, and `mnist-dist monitor` shows them"
 _CLASSES = "The classes are the folders below train"
 _BACKEND = "The device decides on the backend: see train.device"
@@ -36,8 +39,8 @@ _INSTEAD = {
     _ORDER: "shuffle drop_last drop_remainder sampler",
     _ACCUMULATION: "accumulate_grad_batches gradient_accumulation_steps gradient_accumulation grad_accum accumulation "
     "grad_accum_steps accum_steps accumulation_steps",
-    _AUGMENT: "augment augmentation augmentations transform transforms flip hflip vflip mixup cutmix color_jitter "
-    "random_crop randaugment auto_augment aa random_erasing",
+    _AUGMENT: "augment augmentation augmentations transform transforms mixup cutmix color_jitter "
+    "random_crop randaugment auto_augment aa",
     _WATCH: "tensorboard wandb logger trackers report_to use_wandb tracker",
     _CLASSES: "num_classes nb_classes n_classes classes class_names",
     _BACKEND: "backend dist_backend ddp_backend strategy",
@@ -67,6 +70,9 @@ _KEYS = {
     "data.augment.rotation_degrees": "rotation rotate degrees random_rotation",
     "data.augment.shift_pixels": "shift translate translation",
     "data.augment.scale": "zoom scale_range",
+    "data.augment.horizontal_flip": "flip hflip horizontal_flip random_horizontal_flip fliplr",
+    "data.augment.vertical_flip": "vflip random_vertical_flip flipud",
+    "data.augment.erase": "random_erasing reprob erasing cutout",
     "model.name": "model arch architecture network backbone net model_name model_type",
     "model.dropout": "drop drop_rate dropout_rate dropout_p p_drop",
     "optimizer.name": "opt optim optimizer_name optimiser optimizer_type",

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from mnist_dist.config.schema import Augmentation
+from mnist_dist.data.augment import Augment
 from mnist_dist.data.dataset import Split
 from mnist_dist.data.store_files import Stored, advise
-from mnist_dist.keyed import Purpose, keyed_uniform
 
 
 class Normalise:
@@ -92,10 +90,10 @@ class Batches:
     ) -> None:
         self._gather = gather or Gather(split.stored, device)
         self._rows = None if split.rows is None else torch.from_numpy(split.rows)
-        self._size = split.stored.images.shape[-1]
         self._normalise = Normalise(mean=mean, std=std, device=device)
-        self._augmentation = augmentation if augmentation and augmentation.active else None
-        self._seed = seed
+        size = split.stored.images.shape[-1]
+        augment = Augment(augmentation, size=size, seed=seed) if augmentation else None
+        self._augment = augment if augment and augment.active else None
 
     @property
     def residency(self) -> Literal["device", "host"]:
@@ -107,69 +105,34 @@ class Batches:
 
         Args:
             images: `(B,)` indices into the split.
-            epochs: `(B,)` epoch of each image, from which its augmentation is drawn; None never augments.
+            epochs: `(B,)` epoch of each image, from which its augmentation is drawn; `None` never augments.
 
         Returns:
             `(B, C, H, W)` float32 normalised pixels and `(B,)` int64 labels, both on the device.
         """
-        return self.make(*self.draw(images, epochs))
+        drawn = self.draw(images, epochs)
+        return self.make(drawn | {name: self.send(drawn[name]) for name in drawn.keys() - {"rows"}})
 
-    def draw(self, images: NDArray[np.int64], epochs: NDArray[np.int64] | None = None) -> tuple[Tensor, Tensor | None]:
-        """Return what a batch is made from, on the host; arguments as for `take`.
+    def draw(self, images: NDArray[np.int64], epochs: NDArray[np.int64] | None = None) -> dict[str, Tensor]:
+        """Draw what a batch is made from, on the host; arguments as for `take`.
 
         Returns:
-            `(B,)` int64 rows of the store, and `(B, 2, 3)` float32 maps if the images are augmented.
+            `rows`, `(B,)` int64 of the store, and what `Augment.draw` returns if the images are augmented.
         """
         rows = torch.from_numpy(images)
         if self._rows is not None:
             rows = self._rows[rows]
-        if self._augmentation is None or epochs is None:
-            return rows, None
-        matrices = affine_matrices(self._augmentation, size=self._size, seed=self._seed, epochs=epochs, images=images)
-        return rows, torch.from_numpy(matrices)
+        if self._augment is None or epochs is None:
+            return {"rows": rows}
+        return {"rows": rows, **self._augment.draw(images, epochs)}
 
-    def make(self, rows: Tensor, matrices: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Make a batch from what `draw` has drawn, which is on the host, or on the device with the pixels."""
-        pixels, labels = self._gather(rows)  # (B, C, H, W) uint8, (B,)
-        if matrices is not None:
-            pixels = warp(pixels.float(), self.send(matrices))
+    def make(self, drawn: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Make a batch from what `draw` returns: `rows` on the host or beside the pixels, the rest on the device."""
+        pixels, labels = self._gather(drawn["rows"])  # (B, C, H, W) uint8, (B,)
+        if len(drawn) > 1 and self._augment is not None:
+            pixels = self._augment.apply(pixels.float(), drawn)
         return self._normalise(pixels), labels
 
     def send(self, values: Tensor) -> Tensor:
         """Send a tensor to the device, where it arrives before what is computed next; see `Gather`."""
         return self._gather.send(values)
-
-
-def affine_matrices(
-    augmentation: Augmentation, *, size: int, seed: int, epochs: NDArray[np.int64], images: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    """Draw each picture's rotation, shift and scale from (seed, epoch, image) alone.
-
-    Args:
-        augmentation: Ranges.
-        size: Height and width of the pictures, in pixels.
-        seed: The run's.
-        epochs: `(B,)`.
-        images: `(B,)` indices into the training split.
-
-    Returns:
-        `(B, 2, 3)` maps from places in the new picture to places in the old one, in [-1, 1] coordinates.
-    """
-    draws = keyed_uniform(Purpose.AUGMENT, seed, epochs[:, None], images[:, None], np.arange(4))  # (B, 4)
-    turn, scale, right, down = (2 * draws - 1).T
-    angle = turn * math.radians(augmentation.rotation_degrees)
-    zoom = 1 / (1 + scale * augmentation.scale)
-    cosine, sine = np.cos(angle) * zoom, np.sin(angle) * zoom
-    shift_x, shift_y = np.stack([right, down]) * (2 * augmentation.shift_pixels / size)
-    matrices = [
-        [cosine, -sine, -(cosine * shift_x - sine * shift_y)],
-        [sine, cosine, -(sine * shift_x + cosine * shift_y)],
-    ]
-    return np.moveaxis(np.array(matrices, np.float32), -1, 0)
-
-
-def warp(pixels: Tensor, matrices: Tensor) -> Tensor:
-    """Apply `(B, 2, 3)` maps to `(B, C, H, W)` pictures, bilinearly; what lies outside repeats the edge."""
-    grid = functional.affine_grid(matrices, list(pixels.shape), align_corners=False)
-    edge = 1 - 1 / pixels.shape[-1]  # the outermost pixels' centres; padding_mode="border" is not on every device
-    return functional.grid_sample(pixels, grid.clamp(-edge, edge), align_corners=False)

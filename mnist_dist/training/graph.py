@@ -122,12 +122,12 @@ class PreparedSteps:
     def _step(self) -> tuple[Tensor, Tensor]:
         """Take a step whose every number comes from the device."""
         parts, config = self._parts, self._parts.config.train
-        rows, rate = self._row("rows"), self._row("rates")[0]  # (micro_batch,), ()
-        matrices = self._row("matrices") if "matrices" in self._tables else None  # (micro_batch, 2, 3)
+        drawn = {name: self._row(name) for name in self._tables}  # (micro_batch, ...)
+        rate = drawn.pop("rates")[0]  # ()
         self._place.add_(1)
         for group in parts.optimizer.param_groups:
             group["lr"] = rate
-        pixels, labels = self._batches.make(rows, matrices)
+        pixels, labels = self._batches.make(drawn)
         learn(parts.reduction, pixels, labels, label_smoothing=config.label_smoothing, last=True)
         sums = parts.reduction.finish()
         parts.runtime.step(parts.stepper, clip_norm=config.clip_norm)
@@ -140,11 +140,9 @@ class PreparedSteps:
         """Write what the next steps read, while the device may still be busy with earlier ones."""
         steps = range(step, min(step + self._steps_at_once, self._total_steps))
         images, epochs = (np.concatenate(column) for column in zip(*map(self._parts.sampler.batch, steps), strict=True))
-        rows, matrices = self._batches.draw(images, epochs)
         rate_dtype = torch.float64 if self._device.type == "cpu" else torch.float32  # as fused kernels read it
-        values = {"rows": rows, "rates": torch.tensor([self._rate_at(step) for step in steps], dtype=rate_dtype)}
-        if matrices is not None:
-            values["matrices"] = matrices
+        rates = torch.tensor([self._rate_at(step) for step in steps], dtype=rate_dtype)
+        values = {**self._batches.draw(images, epochs), "rates": rates}
         for name, column in values.items():
             table = column.view(len(steps), -1, *column.shape[1:])
             if name not in self._tables:

@@ -4,7 +4,8 @@ import torch
 
 from mnist_dist.config.schema import EMBEDDED_DIGITS, Augmentation, Data
 from mnist_dist.data import open_dataset
-from mnist_dist.data.batches import Batches, affine_matrices, warp
+from mnist_dist.data.augment import Augment, warp
+from mnist_dist.data.batches import Batches
 
 CPU = torch.device("cpu")
 
@@ -50,7 +51,7 @@ def test_augmentation_changes_with_epoch_and_seed_and_is_off_without_epochs(digi
 
 def moved(augmentation, count=2000):
     images = np.arange(count)
-    return affine_matrices(augmentation, size=28, seed=0, epochs=np.zeros_like(images), images=images)
+    return Augment(augmentation, size=28, seed=0).draw(images, np.zeros_like(images))["maps"].numpy()
 
 
 def test_rotation_stays_within_its_range_and_fills_it():
