@@ -27,11 +27,10 @@ from mnist_dist.group.threads import Chosen, Cpus, Crowding, choose, crowded_by_
 from mnist_dist.machine import memory
 from mnist_dist.models import build_model, count_parameters
 from mnist_dist.observe import Observers
-from mnist_dist.observe.console import TrainingConsole
-from mnist_dist.observe.journal import Journal
+from mnist_dist.observe.build import Watched
+from mnist_dist.observe.build import build as watch
 from mnist_dist.observe.output import open_console, print_line, tolerant
 from mnist_dist.observe.records import Plan, Result
-from mnist_dist.observe.tensorboard import TensorBoard
 from mnist_dist.run import saving
 from mnist_dist.run.folder import RunFolder, claim_run_folder
 from mnist_dist.runtime import Runtime, start
@@ -289,14 +288,16 @@ def _observe(
     first_step: int,
 ) -> Observers:
     """Start observing until the stack is undone. Rank 0 alone."""
-    page = TensorBoard(
-        folder.tensorboard,
-        config=resolved.config,
-        config_yaml=resolved.to_yaml(),
-        dataset=dataset,
-        first_step=first_step,
+    observers = watch(
+        Watched(
+            console=console,
+            journal=folder.metrics,
+            tensorboard=folder.tensorboard,
+            resolved=resolved,
+            dataset=dataset,
+            first_step=first_step,
+        )
     )
-    observers = Observers((TrainingConsole(console), Journal(folder.metrics), page))
     stack.callback(observers.close)
     return observers
 
