@@ -213,9 +213,11 @@ def _join_group(device: str, worker: Worker) -> None:
             meeting = _distributed.rendezvous("env://", worker.rank, worker.ranks, timeout=timeout)
             _store, _, _ = next(meeting)
         _store.set_timeout(timeout)
+        join = next(_joins)
+        compare_devices(_distributed.PrefixStore(f"device-{join}", _store), worker.rank, device)
         torch.distributed.init_process_group(
             "cuda:nccl,cpu:gloo" if device == "cuda" else "gloo",
-            store=_distributed.PrefixStore(f"group-{next(_joins)}", _store),
+            store=_distributed.PrefixStore(f"group-{join}", _store),
             rank=worker.rank,
             world_size=worker.ranks,
             timeout=timeout,
@@ -235,6 +237,26 @@ def _join_group(device: str, worker: Worker) -> None:
             f"Rank {worker.rank} of {worker.ranks} cannot meet the others: {words}. Look at MASTER_ADDR, MASTER_PORT "
             f"and GLOO_SOCKET_IFNAME; `mnist-dist doctor` tries the interfaces of this machine."
         ) from error
+
+
+def compare_devices(store: Any, rank: int, device: str) -> None:
+    """Check that a rank computes on the kind of device that rank 0 computes on: other ranks' collectives would hang.
+
+    Args:
+        store: Where the ranks of this join meet.
+        rank: This rank.
+        device: `cpu` or `cuda`.
+
+    Raises:
+        ConfigError: Rank 0 has another kind.
+    """
+    if rank == 0:
+        store.set("device", device)
+    elif (first := store.get("device").decode()) != device:
+        raise ConfigError(
+            f"Rank {rank} computes on {device} and rank 0 on {first}: all ranks need the same kind of device. Set "
+            f"--device cpu or --device cuda for all, and see `mnist-dist doctor` on each machine."
+        )
 
 
 def _choose_interface(interface: str | None, worker: Worker) -> None:

@@ -3,6 +3,9 @@ import json
 import pytest
 import torch
 
+from mnist_dist.errors import ConfigError
+from mnist_dist.runtime.join import compare_devices
+
 
 def card(uuid, *, machine="n1", **differing):
     usual = {"name": "NVIDIA H100", "native_bf16": True, "has_direct_links": True}
@@ -75,6 +78,14 @@ def test_ranks_with_a_gpu_each_go_on_and_change_no_variable(on_ranks):
     cards = [card("aa"), card("bb"), card("aa", machine="n2")]
     outcomes = on_ranks(3, "comparing_cards", cards=cards)
     assert outcomes == [{"outcome": True, "NCCL_P2P_DISABLE": None, "NCCL_IB_DISABLE": None}] * 3
+
+
+def test_ranks_with_other_kinds_of_devices_than_rank_0_are_refused_before_they_meet():
+    store = torch.distributed.HashStore()
+    compare_devices(store, 0, "cuda")
+    compare_devices(store, 2, "cuda")
+    with pytest.raises(ConfigError, match="Rank 1 computes on cpu and rank 0 on cuda"):
+        compare_devices(store, 1, "cpu")
 
 
 def test_ranks_that_share_a_gpu_are_named_on_every_rank(on_ranks):
