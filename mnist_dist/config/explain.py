@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from mnist_dist.config.reading import shorten
-from mnist_dist.config.schema import Config, Section, auto_is_null
+from mnist_dist.config.schema import VARIANTS, Config, Section, auto_is_null
 from mnist_dist.config.suggestions import any_of, suggest_key, suggest_value
 
 
@@ -48,7 +48,7 @@ def explain(finding: Any, origins: Mapping[str, str], values: Mapping[str, Any])
     """
     path = [str(part) for part in finding["loc"]]
     section = path[0] if path else ""
-    tag = path.pop(1) if len(path) > 1 and section in ("optimizer", "schedule") else None
+    tag = path.pop(1) if len(path) > 1 and section in VARIANTS else None
     if finding["type"] == "union_tag_invalid":
         path, tag = [section, "name"], None
     while path and path[-1].isdecimal():  # a place in a list

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from mnist_dist.config.explain import all_keys, explain, not_a_section, sections, unknown
 from mnist_dist.config.reading import read_leaves, read_value, shorten
-from mnist_dist.config.schema import Config
+from mnist_dist.config.schema import VARIANTS, Config
 from mnist_dist.config.seal import is_whole
 from mnist_dist.config.suggestions import did_you_mean
 from mnist_dist.disk.storage import ContentError, read_plain
@@ -76,7 +76,7 @@ def load(source: str | Path | None = None, overrides: tuple[Setting, ...] = ()) 
         _apply(settings, setting)
     origins = {key: setting.origin for key, setting in settings.items()}
     tree = _nest(settings)
-    for section, default in (("optimizer", "sgd"), ("schedule", "cosine")):
+    for section, default in VARIANTS.items():
         tree.setdefault(section, {}).setdefault("name", default)
     try:
         return Resolved(config=Config.model_validate(tree), origins=origins)
@@ -218,7 +218,7 @@ def _refusal(problems: list[str]) -> ConfigError:
 def _apply(settings: dict[str, Setting], setting: Setting) -> None:
     """Add a setting; another optimizer or schedule starts from its own defaults, not the former one's values."""
     section, _, name = setting.key.partition(".")
-    if section in ("optimizer", "schedule") and name == "name":
+    if section in VARIANTS and name == "name":
         former = settings.get(setting.key)
         if former is not None and former.value != setting.value:
             for key in [key for key in settings if key.startswith(f"{section}.")]:

@@ -324,3 +324,7 @@ class Config(Section):
         if self.data.image_size < smallest:
             raise ValueError(f"model {self.model.name} needs a data.image_size of at least {smallest}")
         return self
+
+
+VARIANTS = {name: field.default.name for name, field in Config.model_fields.items() if field.discriminator}
+"""The sections of which a config chooses one of several kinds by `name`, each with the kind that is the default."""
