@@ -19,9 +19,9 @@ import time
 from pathlib import Path
 
 import numpy as np
+from mnist_dist.data.approval import approve
 from numpy.lib.format import open_memmap
 
-from mnist_dist.data.approval import approve
 from mnist_dist.data.files import write_sealed
 from mnist_dist.data.store_files import FORMAT, INDEX, VERIFIED, array_path
 from mnist_dist.group.heartbeat import Pulses

@@ -127,7 +127,7 @@ class Series:
             runtime: This rank's, or one `WithoutExchange`.
             synchronised: Wait for the device between the parts of a step, which makes steps slower on a GPU.
         """
-        few = replace(dataset, validation=None, test=replace(dataset.test, rows=np.arange(1)))
+        few = replace(dataset, validation=None, test=replace(dataset.reported, name="test", rows=np.arange(1)))
         self._stopwatch = Stopwatch(runtime.device, synchronised=synchronised)
         parts = build_parts(config, few, runtime)
         timed = TimedBatches(parts.batches["train"], self._stopwatch)

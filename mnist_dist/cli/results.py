@@ -34,13 +34,14 @@ def evaluate(
     data: Data = None,
     checkpoint: Which = None,
     split: Annotated[
-        Literal["test", "validation", "train"],
+        Literal["test", "validation", "train"] | None,
         flags.choice(
             of=("test", "validation", "train"),
             also=dict.fromkeys(("val", "valid", "dev"), "validation"),
             help="Which pictures.",
+            show_default="test; validation if there are no test pictures",
         ),
-    ] = "test",
+    ] = None,
     processes: Annotated[
         int, flags.whole("--processes", "-n", least=1, most=flags.MOST_PROCESSES, help="Processes to start.")
     ] = 1,
@@ -65,9 +66,10 @@ def evaluate(
 
     with open_run(run, checkpoint=checkpoint, device=device, say=partial(say, err=True)) as trained:
         dataset = open_data(trained, data, partial(say, err=True))
-        if split not in dataset.splits:
-            raise ConfigError(f"{dataset.root} has no {split} pictures: use --split {' or '.join(dataset.splits)}.")
-        evaluation = trained.evaluate(dataset, dataset.splits[split])
+        name = split or dataset.reported.name
+        if name not in dataset.splits:
+            raise ConfigError(f"{dataset.root} has no {name} pictures: use --split {' or '.join(dataset.splits)}.")
+        evaluation = trained.evaluate(dataset, dataset.splits[name])
         if trained.runtime.rank > 0:
             return
     step = trained.step
@@ -78,8 +80,8 @@ def evaluate(
     console.print(_class_table(evaluation, trained.classes, partial(written, console)))
     print_line(
         console,
-        f"{split} accuracy {evaluation.accuracy:.2%}, loss {evaluation.loss:.4f}, step {step} "
-        f"(evaluated {evaluation.images}/{len(dataset.splits[split])})",
+        f"{name} accuracy {evaluation.accuracy:.2%}, loss {evaluation.loss:.4f}, step {step} "
+        f"(evaluated {evaluation.images}/{len(dataset.splits[name])})",
     )
 
 
@@ -176,23 +178,26 @@ def show(
 
     with open_run(run, checkpoint=checkpoint, device=device, say=partial(say, err=True)) as trained:
         dataset = open_data(trained, data, partial(say, err=True))
-        evaluation = trained.evaluate(dataset, dataset.test)
+        split = dataset.reported
+        evaluation = trained.evaluate(dataset, split)
     if mistakes:
         wrong = np.flatnonzero(evaluation.predicted != evaluation.labels)
         chosen = wrong[np.argsort(-evaluation.losses[wrong], kind="stable")][:count]
     else:
         key = secrets.randbits(32) if seed is None else seed
-        chosen = keyed_permutation(Purpose.SAMPLE, len(dataset.test), key)[:count]
+        chosen = keyed_permutation(Purpose.SAMPLE, len(split), key)[:count]
     console = open_console()
-    summary = f"{evaluation.correct:,} of {evaluation.images:,} test pictures are right ({evaluation.accuracy:.2%})"
+    summary = (
+        f"{evaluation.correct:,} of {evaluation.images:,} {split.name} pictures are right ({evaluation.accuracy:.2%})"
+    )
     if not len(chosen):
         print_line(console, f"No mistakes: {summary}")
         return
-    samples = samples_of(dataset, dataset.test, evaluation, chosen)
+    samples = samples_of(dataset, split, evaluation, chosen)
     print_samples(console, samples)
     if mistakes:
         for image, sample in zip(chosen, samples, strict=True):
-            file = dataset.test.file(image)
+            file = split.file(image)
             print_line(console, f"{sample.true} taken for {sample.predicted}: {file}")
     path = output or run / "predictions.png"
     save_picture(sample_grid(samples), path, follow=output is not None)  # the run may be a stranger's

@@ -348,18 +348,24 @@ def _print_dry_run(resolved: Resolved, ranks: int) -> None:
     from mnist_dist.data.scan import embedded_digits, scan
 
     options, data = resolved.config.train, resolved.config.data
+    files: tuple[str, ...]
     if data.root == EMBEDDED_DIGITS:
         labels = {name: labels for name, (_, labels) in embedded_digits(image_size=8).items()}  # of any size
+        files, classes = (), tuple("0123456789")
     else:
         listing = scan(Path(data.root), follow_links=data.follow_links)
         labels = {name: pictures.labels for name, pictures in listing.splits.items()}
-    rows, held_out = divide(labels["train"], data, seed=options.seed, has_val="val" in labels)
-    validation = len(held_out if held_out is not None else labels.get("val", ()))
-    images = len(rows if rows is not None else labels["train"])
-    Sampler(images=images, global_batch=options.global_batch, seed=options.seed)
+        files, classes = listing.splits["train"].files, listing.classes
+    counts = {name: len(column) for name, column in labels.items()}
+    others = labels.keys() - {"train"}
+    rows, held_out = divide(labels["train"], files, data, seed=options.seed, classes=classes, others=others)
+    if rows is not None and held_out is not None:
+        counts |= {"train": len(rows), "val": len(held_out)}
+    Sampler(images=counts["train"], global_batch=options.global_batch, seed=options.seed)
     micro_batch, accumulation = options.split_batch(ranks)
+    said = {"train": "train", "val": "validation", "test": "test"}
     say(f"processes      {ranks}")
-    say(f"pictures       {images:,} train, {validation:,} validation, {len(labels['test']):,} test")
+    say(f"pictures       {', '.join(f'{counts[name]:,} {what}' for name, what in said.items() if name in counts)}")
     say(f"global batch   {options.global_batch} = {micro_batch} x {accumulation} x {ranks}")
-    say(f"steps          {options.total_steps(images):,}")
+    say(f"steps          {options.total_steps(counts['train']):,}")
     print(f"\n{resolved.to_yaml()}", end="")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,6 +21,9 @@ from mnist_dist.group import threads
 from mnist_dist.group.messages import Approval
 from mnist_dist.group.place import GroupFolder
 from mnist_dist.keyed import Purpose, keyed_hash
+
+HELD_OUT = 0.2
+"""The share of a folder without splits that is held out for validation, unless the config says another."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +64,8 @@ class Dataset:
     classes: tuple[str, ...]
     train: Split
     validation: Split | None
-    test: Split
+    test: Split | None
+    """`None`: the folder has no test images, and the validation images are reported instead."""
     mean: tuple[float, ...]
     """Of each channel, for pixels in [0, 1]."""
     std: tuple[float, ...]
@@ -71,12 +77,21 @@ class Dataset:
 
     @property
     def splits(self) -> dict[str, Split]:
-        """The splits by name, in the order train, validation (if there is one), test."""
+        """The splits by name, in the order train, validation, test; those that there are."""
         splits = (self.train, self.validation, self.test)
         return {split.name: split for split in splits if split is not None}
 
+    @property
+    def reported(self) -> Split:
+        """The split whose figures are the run's result: the test images, or the validation images if there are none."""
+        split = self.test or self.validation
+        assert split is not None
+        return split
 
-def open_dataset(data: Data, *, seed: int, announce: Announce, group: GroupFolder | None = None) -> Dataset:
+
+def open_dataset(
+    data: Data, *, seed: int, announce: Announce, group: GroupFolder | None = None, whole: bool = False
+) -> Dataset:
     """Open what `data` describes, decoding the pictures where no store of them exists yet.
 
     Needs no torch. Any number of processes may call it at once.
@@ -86,6 +101,7 @@ def open_dataset(data: Data, *, seed: int, announce: Announce, group: GroupFolde
         seed: What the held-out validation pictures are drawn from.
         announce: Gets lines of text about decoding.
         group: Where our own launcher says which store it has approved; only its ranks have it.
+        whole: Take a folder without splits as test images, instead of holding some out for validation.
 
     Raises:
         ConfigError: A validation fraction is asked for where there is a `val` folder already.
@@ -93,21 +109,30 @@ def open_dataset(data: Data, *, seed: int, announce: Announce, group: GroupFolde
     """
     store = (approved_store(group) if group is not None else None) or _open_store(data, announce)
     train = store.splits["train"]
-    rows, held_out = divide(train.labels, data, seed=seed, has_val="val" in store.splits)
+    others = store.splits.keys() - {"train"}
+    whole = whole and not others
+    rows, held_out = None, None
+    if not whole:
+        rows, held_out = divide(train.labels, train.files, data, seed=seed, classes=store.classes, others=others)
+    test = train if whole else store.splits.get("test")
     validation = None
     if held_out is not None:
         validation = Split(name="validation", stored=train, rows=held_out)
     elif "val" in store.splits:
-        val = store.splits["val"]
-        validation = Split(name="validation", stored=val)
+        validation = Split(name="validation", stored=store.splits["val"])
+    for name, stored in store.splits.items():
+        absent = np.flatnonzero(np.bincount(stored.labels, minlength=len(store.classes)) == 0).tolist()
+        if absent:
+            some = ", ".join(store.classes[label] for label in absent[:5])
+            more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
+            announce(f"The {name} images have none of the class{'es' * (len(absent) > 1)} {some}{more}.")
     mean, std = (data.mean, data.std) if data.mean and data.std else mean_and_std(train, rows)
-    test = store.splits["test"]
     return Dataset(
         root=data.root,
         classes=store.classes,
         train=Split(name="train", stored=train, rows=rows),
         validation=validation,
-        test=Split(name="test", stored=test),
+        test=Split(name="test", stored=test) if test else None,
         mean=mean,
         std=std,
         sha256=store.sha256,
@@ -137,31 +162,75 @@ def approved_store(group: GroupFolder) -> Store | None:
 
 
 def divide(
-    labels: NDArray[np.int64], data: Data, *, seed: int, has_val: bool
+    labels: NDArray[np.int64],
+    files: Sequence[str],
+    data: Data,
+    *,
+    seed: int,
+    classes: tuple[str, ...],
+    others: Collection[str],
 ) -> tuple[NDArray[np.int64] | None, NDArray[np.int64] | None]:
-    """Decide which training pictures to train on, and which to hold out if the config asks for it.
+    """Decide which training images to train on, and which to hold out if the config or the layout asks for it.
 
     Args:
-        labels: `(N,)` of the training pictures.
+        labels: `(N,)` of the training images.
+        files: Their paths.
         data: The config's section.
-        seed: What the held-out ones are drawn from.
-        has_val: Whether there is a `val` folder.
+        seed: What the held-out ones are drawn from if there are other splits.
+        classes: By label.
+        others: The other splits that the folder has; none: it has no splits at all.
 
     Returns:
-        Rows to train on, None meaning all, and rows held out, None meaning none.
+        Rows to train on, `None` meaning all, and rows held out, `None` meaning none.
 
     Raises:
         ConfigError: There is a `val` folder, and a fraction is asked for.
-        DataError: A class has too few pictures.
+        DataError: A class has too few images.
     """
+    if not others:
+        return hold_out(labels, files, data, classes)
     if not data.validation_fraction:
         return None, None
-    if has_val:
+    if "val" in others:
         raise ConfigError(
-            f"data.validation_fraction is {data.validation_fraction}, but {Path(data.root) / 'val'} exists: "
-            f"use one of the two."
+            f"data.validation_fraction is {data.validation_fraction}, but {Path(data.root)} has a folder of "
+            f"validation images: use one of the two."
         )
     return stratified_split(labels, data.validation_fraction, seed)
+
+
+def hold_out(
+    labels: NDArray[np.int64], files: Sequence[str], data: Data, classes: tuple[str, ...]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Hold out images of a folder without splits by a hash of each one's path below its class.
+
+    So the side of an image depends on nothing else: adding or removing others, or another seed, does not move it.
+
+    Args:
+        labels: `(N,)`.
+        files: Their paths, as `CLASS/...`.
+        data: The config's section; `validation_fraction` is the share to hold out, or else `HELD_OUT`.
+        classes: By label.
+
+    Returns:
+        Rows to train on and rows held out, both ascending.
+
+    Raises:
+        DataError: A class has no image left on one side.
+    """
+    fraction = data.validation_fraction or HELD_OUT
+    paths = (file.partition("/")[2].encode("utf-8", "surrogateescape") for file in files)
+    words = np.array([int.from_bytes(hashlib.sha256(path).digest()[:8], "little") for path in paths], np.uint64)
+    held_out = words < np.uint64(int(fraction * 2**64))
+    for side, what in ((~held_out, "to train on"), (held_out, "to validate on")):
+        counts = np.bincount(labels[side], minlength=len(classes))
+        if not counts.all():
+            raise DataError(
+                f"The class {classes[int(counts.argmin())]!r} has too few images: of a share of {fraction:g} held out "
+                f"by their names, none is left {what}. Add images, set data.validation_fraction, or make folders "
+                f"train and val yourself."
+            )
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
 def stratified_split(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -13,13 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mnist_dist.data.walk import EXTENSIONS, OUTSIDE, Walk, is_folder
+from mnist_dist.data.walk import EXTENSIONS, OUTSIDE, Walk, is_folder, is_picture
 from mnist_dist.errors import DataError, typed
 
 SPLITS = ("train", "val", "test")
 OWN_FOLDER = ".mnist-dist"
 """Of the store, in a data folder."""
-LIKE_VAL = ("valid", "validation", "dev")
+ALIASES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+"""The split that a folder of this name holds, in any case."""
 UNSETTLED_NANOSECONDS = 2_000_000_000
 """Longer than the ticks of the clocks of file systems."""
 POSIX = os.name == "posix"
@@ -46,7 +52,7 @@ class Listing:
     root: Path
     classes: tuple[str, ...]
     splits: dict[str, Pictures]
-    """`train`, `test` and, where there is such a folder, `val`."""
+    """`train` and, if there are such folders, `val` and `test`. A folder without splits is all `train`."""
     folders: dict[str, list[int] | None]
     """What `folder_stamp` says of each folder, from before it was listed; None: there is none. Empty for a folder that
     was changed so shortly before that a later change might get the same times."""
@@ -70,7 +76,10 @@ class Survey:
 
 
 def scan(root: Path, *, follow_links: bool = False) -> Listing:
-    """List the pictures below `root/train`, `root/test` and, if it exists, `root/val`.
+    """List the pictures of a data folder.
+
+    It has one of four layouts: `train` with `test`, with `val`, or with both, each holding a folder for each class; or
+    a folder for each class and no splits.
 
     Args:
         root: The data folder.
@@ -92,7 +101,7 @@ def survey(root: Path, *, follow_links: bool = False) -> Survey:
     """List the pictures of a data folder, and all that training would refuse or pass over.
 
     Raises:
-        DataError: There is no such folder, or it has no `train` or `test`.
+        DataError: There is no such folder, or it has none of the layouts.
     """
     if not root.is_dir():
         raise DataError(
@@ -102,21 +111,18 @@ def survey(root: Path, *, follow_links: bool = False) -> Survey:
         )
     settled = time.time_ns() - UNSETTLED_NANOSECONDS
     walk = Walk(root, follow_links=follow_links)
-    walk.ignored |= _beside_splits(root)
-    present = [split for split in SPLITS if (root / split).is_dir()]
-    for split in ("train", "test"):
-        if split not in present:
-            alike = sorted(
-                path.name for path in root.iterdir() if path.name.lower().startswith(split) and path.is_dir()
-            )
-            hint = f" Is {root / alike[0]} meant? Rename it." if alike else ""
-            raise DataError(f"{root} has no folder {split!r}: it needs {root / split / 'CLASS'}/*.png.{hint}")
-    used = [split for split in present if not (root / split).is_symlink() or walk.check_link(str(root / split))]
-    class_folders = {split: walk.folders(str(root / split)) for split in used}
-    classes = tuple(sorted(set().union(*class_folders.values())))
-    faults = [] if walk.bad else _class_faults(root, class_folders, classes)
-    splits = {split: _list_pictures(root, split, classes, class_folders[split], walk) for split in used}
-    faults += _empty_faults(root, classes, class_folders, splits)
+    places = _places(root, walk)
+    used = {
+        split: place for split, place in places.items()
+        if not (root / place).is_symlink() or walk.check_link(str(root / place))
+    }  # fmt: skip
+    class_folders = {split: walk.folders(str(root / place)) for split, place in used.items()}
+    if places == {"train": ""}:
+        class_folders["train"] = [name for name in class_folders["train"] if name != OWN_FOLDER]
+    classes = tuple(sorted(set().union(*class_folders.values()), key=natural_key))
+    faults = [] if walk.bad else _class_faults(root, used, class_folders, classes)
+    splits = {split: _list_pictures(root, place, classes, class_folders[split], walk) for split, place in used.items()}
+    faults += _empty_faults(root, used, classes, class_folders, splits)
     start = len(str(root / "train")) - len("train")
     times = {path[start:].replace(os.sep, "/"): stamp for path, stamp in walk.times.items()}
     folders = {path: stamp if stamp[1] < settled else [] for path, stamp in times.items()}
@@ -124,7 +130,7 @@ def survey(root: Path, *, follow_links: bool = False) -> Survey:
         root=root,
         classes=classes,
         splits=splits,
-        folders=dict.fromkeys(SPLITS) | folders,
+        folders=dict.fromkeys(ALIASES) | folders,
         settled=settled,
         leads_out=walk.leads_out,
     )
@@ -179,23 +185,58 @@ def embedded_digits(image_size: int) -> dict[str, tuple[NDArray[np.uint8], NDArr
     }
 
 
-def _beside_splits(root: Path) -> dict[str, str]:
-    """Find what lies beside the folders of the splits."""
-    ignored = {}
+def natural_key(name: str) -> tuple[tuple[tuple[int, str], ...], str]:
+    """Return what sorts names as people count: `2` before `10`."""
+    pieces = re.split("([0-9]+)", name)
+    return tuple((int(piece), "") if piece.isascii() and piece.isdigit() else (0, piece) for piece in pieces), name
+
+
+def _places(root: Path, walk: Walk) -> dict[str, str]:
+    """Find the folder of each split, by its name below the root; one empty name where there are no splits.
+
+    Raises:
+        DataError: A split is missing, or two folders are the same split.
+    """
     with os.scandir(root) as entries:
-        for entry in entries:
-            if entry.name not in (*SPLITS, OWN_FOLDER):
-                folder = is_folder(entry)
-                like_val = folder and entry.name.lower() in LIKE_VAL
-                reason = "call it val to validate on it" if like_val else "beside train, val and test"
-                ignored[entry.path + "/" * folder] = reason
-    return ignored
+        folders = {entry.name: is_folder(entry) for entry in entries}
+    places: dict[str, str] = {}
+    for name in sorted(name for name, folder in folders.items() if folder and name.lower() in ALIASES):
+        split = ALIASES[name.lower()]
+        if split in places:
+            raise DataError(
+                f"{root / places[split]} and {root / name} are both folders for the {split} split: keep one of them."
+            )
+        places[split] = name
+    visible = [name for name, folder in folders.items() if folder and not name.startswith(".")]
+    if not places and any(_holds_pictures(root / name) for name in visible):
+        return {"train": ""}
+    missing = "train" if "train" not in places else "test" if len(places) == 1 else None
+    if missing is not None:
+        alike = sorted(name for name, folder in folders.items() if folder and name.lower().startswith(missing))
+        hint = f" Is {root / alike[0]} meant? Rename it." if alike else ""
+        without = ", or CLASS/*.png without splits" if not places else ""
+        raise DataError(f"{root} has no folder {missing!r}: it needs {root / missing / 'CLASS'}/*.png{without}.{hint}")
+    for name, folder in folders.items():
+        if name not in (*places.values(), OWN_FOLDER):
+            walk.ignored[str(root / name) + "/" * folder] = "beside train, val and test"
+    return {split: places[split] for split in SPLITS if split in places}
 
 
-def _class_faults(root: Path, folders: dict[str, list[str]], classes: Sequence[str]) -> list[str]:
+def _holds_pictures(folder: Path) -> bool:
+    """Return whether images lie in a folder itself."""
+    try:
+        with os.scandir(folder) as entries:
+            return any(is_picture(entry.name) for entry in entries)
+    except OSError:
+        return False
+
+
+def _class_faults(
+    root: Path, places: dict[str, str], folders: dict[str, list[str]], classes: Sequence[str]
+) -> list[str]:
     if len(classes) < 2:
         found = f"only the class {classes[0]!r}" if classes else "no class folders"
-        return [f"{root} has {found}: a classifier needs two classes or more, each a folder in train and test."]
+        return [f"{root} has {found}: a classifier needs two classes or more, each a folder of its own."]
     missing = [(split, name) for split, found in folders.items() for name in sorted({*classes} - {*found})]
     if not missing:
         return []
@@ -204,14 +245,16 @@ def _class_faults(root: Path, folders: dict[str, list[str]], classes: Sequence[s
         if twin := next((other for other in twins.get(name, ()) if other in folders[split]), None):
             there = next(other for other, found in folders.items() if name in found)
             return [
-                f"The class {name!r} is not spelt the same in {root / there} ({name!a}) and {root / split} "
-                f"({twin!a}), although the names may look alike (upper and lower case, or the Unicode forms NFC "
-                f"and NFD): rename one of the folders to the other's name."
+                f"The class {name!r} is not spelt the same in {root / places[there]} ({name!a}) and "
+                f"{root / places[split]} ({twin!a}), although the names may look alike (upper and "
+                f"lower case, or the Unicode forms NFC and NFD): rename one of the folders to the other's name."
             ]
-    paths = [f"{root / split / name}" for split, name in missing]
+    paths = [f"{root / places[split] / name}" for split, name in missing if split == "train"]
+    if not paths:
+        return []  # a class without images to evaluate is trained all the same
     return [
-        f"Each class must be in every split, and {_count(paths, 'folder is', 'folders are')} missing: "
-        f"{_some(paths)}. Add pictures there, or remove the class from the other splits."
+        f"Each class needs training images, and {_count(paths, 'folder is', 'folders are')} missing: "
+        f"{_some(paths)}. Add images there, or remove the class from the other splits."
     ]
 
 
@@ -224,13 +267,17 @@ def _twins(classes: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _empty_faults(
-    root: Path, classes: Sequence[str], folders: dict[str, list[str]], splits: dict[str, Pictures]
+    root: Path,
+    places: dict[str, str],
+    classes: Sequence[str],
+    folders: dict[str, list[str]],
+    splits: dict[str, Pictures],
 ) -> list[str]:
     empty = [
-        str(root / split / name)
+        str(root / places[split] / name)
         for split, pictures in splits.items()
         for name, count in zip(classes, np.bincount(pictures.labels, minlength=len(classes)), strict=True)
-        if not count and name in folders[split]
+        if not count and name in folders[split] and split == "train"
     ]
     if not empty:
         return []
@@ -240,13 +287,13 @@ def _empty_faults(
     ]
 
 
-def _list_pictures(root: Path, split: str, classes: Sequence[str], folders: Sequence[str], walk: Walk) -> Pictures:
-    start = len(str(root / split)) + 1
+def _list_pictures(root: Path, place: str, classes: Sequence[str], folders: Sequence[str], walk: Walk) -> Pictures:
+    start = len(str(root / "train")) - len("train")
     label_of = {name: label for label, name in enumerate(classes)}
     rows = [
-        (f"{split}/{path[start:].replace(os.sep, '/')}", label_of[name], *file_stamp(status))
+        (path[start:].replace(os.sep, "/"), label_of[name], *file_stamp(status))
         for name in folders
-        for path, status in walk.pictures(str(root / split / name))
+        for path, status in walk.pictures(str(root / place / name))
     ]
     rows.sort()
     files, labels, *stamps = zip(*rows, strict=True) if rows else ((),) * 6

@@ -103,23 +103,27 @@ class TrainingConsole(Observer):
         if self._progress is not None:
             self._console.print(_row(figures_of(report, test), self._columns()))
             return
-        validation = (
-            f"  validation loss {report.validation_loss:.4f} accuracy {report.validation_accuracy:.2%}"
-            if report.validation_loss is not None and report.validation_accuracy is not None
-            else ""
-        )
+        pairs = {
+            "train": (report.train_loss, report.train_accuracy),
+            "validation": (report.validation_loss, report.validation_accuracy),
+            "test": (report.test_loss, report.test_accuracy),
+        }
+        splits = [
+            f"{name} loss {loss:.4f} accuracy {accuracy:.2%}"
+            for name, (loss, accuracy) in pairs.items()
+            if loss is not None and accuracy is not None
+        ]
         self._print(
-            f"{_epoch(self._plan, report.epoch)}  step {report.step}  "
-            f"train loss {report.train_loss:.4f} accuracy {report.train_accuracy:.2%}{validation}  "
-            f"test loss {report.test_loss:.4f} accuracy {report.test_accuracy:.2%}  "
+            f"{_epoch(self._plan, report.epoch)}  step {report.step}  {'  '.join(splits)}  "
             f"{report.images_per_second:,.0f} images/s  {report.seconds:.1f} s"
         )
 
     def result(self, result: Result) -> None:  # noqa: D102
         self.close()
         assert self._plan is not None
+        split = "test" if self._plan.test_images else "validation"
         lines = [
-            f"test accuracy {result.metrics['test_accuracy']:.2%}, loss {result.metrics['test_loss']:.4f} "
+            f"{split} accuracy {result.metrics[f'{split}_accuracy']:.2%}, loss {result.metrics[f'{split}_loss']:.4f} "
             f"(evaluated {result.evaluated})",
         ]
         if result.best:
@@ -138,7 +142,7 @@ class TrainingConsole(Observer):
         for command, purpose in commands:
             grid.add_row(Text(purpose, overflow="fold"), Text(shown(command), style="bold cyan", overflow="fold"))
         text = Text("\n".join(map(shown, lines)))
-        text.highlight_regex(r"test accuracy [\d.]+%", "bold green")
+        text.highlight_regex(rf"^{split} accuracy [\d.]+%", "bold green")
         self._console.print(
             Panel(
                 Group(text, "", Text("Next"), grid),
@@ -155,7 +159,8 @@ class TrainingConsole(Observer):
 
     def _columns(self) -> list[Column]:
         assert self._plan is not None
-        return _fitting(self._console.width, validation=bool(self._plan.validation_images))
+        absent = {"validation": self._plan.validation_images, "test": self._plan.test_images}
+        return _fitting(self._console.width, without=tuple(name for name, images in absent.items() if not images))
 
     def _print(self, line: str) -> None:
         print_line(self._console, line)
@@ -186,9 +191,8 @@ def program_name() -> str:
 
 
 def _facts(plan: Plan, *, more: str) -> list[tuple[str, str]]:
-    splits = f"{plan.train_images:,} train, {plan.test_images:,} test"
-    if plan.validation_images:
-        splits += f", {plan.validation_images:,} validation"
+    counts = {"train": plan.train_images, "test": plan.test_images, "validation": plan.validation_images}
+    splits = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
     names = ", ".join([*plan.classes[:10], *([more] if len(plan.classes) > 10 else [])])
     ranks = "1 process" if plan.ranks == 1 else f"{plan.ranks} processes"
     threads = "1 thread" if plan.threads == 1 else f"{plan.threads} threads"
@@ -216,9 +220,14 @@ def _epoch(plan: Plan, epoch: int) -> str:
     return f"epoch {epoch}/{plan.last_epoch}"
 
 
-def _fitting(width: int, *, validation: bool) -> list[Column]:
-    """Return the columns that fit into a terminal; those of the highest ranks are left out first."""
-    columns = [column for column in COLUMNS if column.title and (validation or "validation" not in column.name)]
+def _fitting(width: int, *, without: tuple[str, ...]) -> list[Column]:
+    """Return the columns that fit into a terminal; those of the highest ranks are left out first.
+
+    Args:
+        width: In characters.
+        without: Splits that the run does not have.
+    """
+    columns = [column for column in COLUMNS if column.title and not column.name.startswith(without)]
     for column in sorted(columns, key=lambda column: -column.rank):
         if column.rank == 0 or sum(map(_width, columns)) <= width:
             break

@@ -138,10 +138,10 @@ class EpochReport:
     images: int
     train_loss: float
     train_accuracy: float
-    test_images: int
-    """How many test images were counted, each exactly once."""
-    test_loss: float
-    test_accuracy: float
+    test_images: int | None
+    """How many test images were counted, each exactly once. `None`: there are none, as for all figures of a split."""
+    test_loss: float | None
+    test_accuracy: float | None
     validation_loss: float | None
     validation_accuracy: float | None
     images_per_second: float
@@ -163,7 +163,7 @@ class Result:
     epochs: float
     seconds: float
     evaluated: str | None = None
-    """How many test images were counted, as "10000/10000"."""
+    """How many images of the reported split were counted, as "10000/10000"."""
     metrics: dict[str, float] = field(default_factory=dict)
     """The last epoch's figures."""
     best: dict[str, float] | None = None

@@ -39,7 +39,7 @@ class TensorBoard(Observer):
             str(folder), purge_step=first_step + 1 if first_step else None, filename_suffix=EVENTS_SUFFIX
         )
         self._dataset = dataset
-        self._samples = keyed_permutation(Purpose.SAMPLE, len(dataset.test), config.train.seed)[:SAMPLES]
+        self._samples = keyed_permutation(Purpose.SAMPLE, len(dataset.reported), config.train.seed)[:SAMPLES]
         self._config = config
         code = "\n".join(f"    {shown(line)}" for line in config_yaml.splitlines())  # only a fence could be closed
         self._writer.add_text("config", code)
@@ -50,7 +50,8 @@ class TensorBoard(Observer):
             key: value if isinstance(value, int | float) else shown(value)
             for key, value in flatten(self._config.model_dump(mode="json"))
         }
-        metrics = [f"by_epoch/{name}" for name in ("test_accuracy", "test_loss", "train_accuracy", "train_loss")]
+        split = self._dataset.reported.name
+        metrics = [f"by_epoch/{name}_{what}" for name in (split, "train") for what in ("accuracy", "loss")]
         # SummaryWriter.add_hparams would open a second event file in a folder of its own
         *opening, self._session_end = hparams(values, dict.fromkeys(metrics, 0.0))  # type: ignore[no-untyped-call]
         for summary in opening:
@@ -67,8 +68,8 @@ class TensorBoard(Observer):
         for column in COLUMNS:
             if column.scalar and column.name in figures:
                 self._writer.add_scalar(f"by_epoch/{column.name}", figures[column.name], report.epoch)
-        grid = sample_grid(samples_of(self._dataset, self._dataset.test, test, self._samples), columns=GRID_COLUMNS)
-        self._writer.add_image("test_predictions", np.asarray(grid), report.epoch, dataformats="HWC")
+        grid = sample_grid(samples_of(self._dataset, self._dataset.reported, test, self._samples), columns=GRID_COLUMNS)
+        self._writer.add_image(f"{test.split}_predictions", np.asarray(grid), report.epoch, dataformats="HWC")
         self._writer.flush()
 
     def result(self, result: Result) -> None:  # noqa: D102

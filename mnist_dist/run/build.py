@@ -331,7 +331,7 @@ def _plan(parts: Parts, folder: RunFolder, *, first_step: int, threads_reason: s
         classes=dataset.classes,
         train_images=len(dataset.train),
         validation_images=len(dataset.validation) if dataset.validation else 0,
-        test_images=len(dataset.test),
+        test_images=len(dataset.test) if dataset.test else 0,
         store=dataset.state + place,
         graph=graph.describe(parts),
     )

@@ -194,7 +194,7 @@ def open_data(trained: Trained, root: str | None, announce: Callable[[str], None
         if found != data.root:
             announce(f"The pictures are read from {found}, as when the run was started.")
         data = data.model_copy(update={"root": found})
-    return open_dataset(data, seed=trained.config.train.seed, announce=announce)
+    return open_dataset(data, seed=trained.config.train.seed, announce=announce, whole=root is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,7 @@ from mnist_dist.config import Resolved
 from mnist_dist.data import Dataset
 from mnist_dist.disk.storage import write_whole
 from mnist_dist.errors import CheckpointError, ConfigError, DataError, NonFiniteError
-from mnist_dist.observe.records import Result
+from mnist_dist.observe.records import EpochReport, Result
 from mnist_dist.run import checkpoint
 from mnist_dist.run.checkpoint_files import TENSOR_FILES, Meta, damaged, free_name, steps
 from mnist_dist.run.folder import RunFolder, config_content
@@ -306,7 +306,7 @@ def write_result(
         step=progress.step,
         epochs=progress.step * parts.config.train.global_batch / images,
         seconds=progress.seconds,
-        evaluated=f"{last.test_images}/{len(parts.dataset.test)}" if last else None,
+        evaluated=_evaluated(last, parts.dataset) if last else None,
         metrics=last.metrics() if last else {},
         best=progress.best,
         weights_sha256=checkpoint.weights_sha256(parts.model) if status == "finished" else None,
@@ -315,6 +315,12 @@ def write_result(
     if parts.runtime.rank == 0:
         folder.write_result(result)
     return result
+
+
+def _evaluated(last: EpochReport, dataset: Dataset) -> str:
+    """Return how many images of the reported split were counted, and of how many; a wrong count ends a run before."""
+    images = len(dataset.reported)
+    return f"{last.test_images if dataset.test else images}/{images}"
 
 
 def versions() -> dict[str, str]:

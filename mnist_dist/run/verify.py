@@ -61,4 +61,4 @@ class Witness(Observer):
         self.losses.append(report.loss)
 
     def epoch(self, report: EpochReport, test: Evaluation) -> None:  # noqa: D102
-        self.metrics = [report.test_loss, report.test_accuracy]
+        self.metrics = [test.loss, test.accuracy]

@@ -123,18 +123,19 @@ def _finish_epoch(parts: Parts, progress: Progress, rate: float) -> None:
     except StoppedError as stopped:
         parts.save(progress)  # a resume begins with the evaluation
         raise StoppedError(f"{stopped} A resume does it first.", stopped.exit_code - 128) from None
-    test, validation = evaluations["test"], evaluations.get("validation")
-    if not math.isfinite(test.loss):
-        raise NonFiniteError(_divergence(f"The test loss after step {progress.step}", rate))
+    test, validation = evaluations.get("test"), evaluations.get("validation")
+    reported = evaluations[parts.dataset.reported.name]
+    if not math.isfinite(reported.loss):
+        raise NonFiniteError(_divergence(f"The {reported.split} loss after step {progress.step}", rate))
     report = EpochReport(
         epoch=parts.sampler.epoch_of(progress.step - 1) + 1,
         step=progress.step,
         images=progress.epoch.images,
         train_loss=progress.epoch.loss,
         train_accuracy=progress.epoch.accuracy,
-        test_images=test.images,
-        test_loss=test.loss,
-        test_accuracy=test.accuracy,
+        test_images=test.images if test else None,
+        test_loss=test.loss if test else None,
+        test_accuracy=test.accuracy if test else None,
         validation_loss=validation.loss if validation else None,
         validation_accuracy=validation.accuracy if validation else None,
         images_per_second=progress.epoch.images_per_second,
@@ -142,7 +143,7 @@ def _finish_epoch(parts: Parts, progress: Progress, rate: float) -> None:
         learning_rate=rate,
     )
     progress.finish_epoch(report)
-    parts.observers.epoch(report, test)
+    parts.observers.epoch(report, reported)
     parts.save(progress)
 
 

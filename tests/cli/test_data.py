@@ -15,7 +15,7 @@ def test_check_lists_every_bad_file_and_all_that_is_passed_over_at_once(tmp_path
     (root / "test" / "class-1" / "gone.png").symlink_to("/nowhere")
     os.mkfifo(root / "test" / "class-1" / "pipe.png")
     (root / "train" / "stray.png").write_bytes(picture)
-    shutil.copytree(root / "test", root / "dev", ignore=lambda *_: ["class-1"])
+    shutil.copytree(root / "test", root / "held out", ignore=lambda *_: ["class-1"])
     (root / "train" / "class-0" / os.fsdecode(b"b\xe9.txt")).touch()
     checked = command("data", "check", "--data", root, timeout=60)
     assert checked.code == 3
@@ -24,7 +24,7 @@ def test_check_lists_every_bad_file_and_all_that_is_passed_over_at_once(tmp_path
     assert [line.split("  ")[0] for line in bad] == ["gone.png", "pipe.png", "cut.png", "empty.png"]
     ignored = [line for line in lines if line.startswith("ignored")]
     assert [reason for line in ignored for reason in line.split("  (")[1:]] == [
-        "call it val to validate on it)",
+        "beside train, val and test)",
         "not a picture by its ending)",
         "beside the class folders)",
     ]
@@ -37,10 +37,10 @@ def test_check_lists_every_bad_file_and_all_that_is_passed_over_at_once(tmp_path
 
 def test_check_names_what_makes_a_folder_unusable_after_its_files(tmp_path, folder_of, command):
     root = folder_of(tmp_path / "data", classes=2, train=2, test=1)
-    shutil.rmtree(root / "test" / "class-1")
+    shutil.rmtree(root / "train" / "class-1")
     checked = command("data", "check", root)
     assert checked.code == 3
-    assert "fault       Each class must be in every split, and 1 folder is missing" in checked.out
+    assert "fault       Each class needs training images, and 1 folder is missing" in checked.out
     assert "Traceback" not in checked.err
 
 

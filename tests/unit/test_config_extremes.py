@@ -60,7 +60,7 @@ def check(*given_settings):
             micro_batch, accumulation = config.train.split_batch(ranks)
             assert micro_batch * accumulation * ranks == config.train.global_batch
     with contextlib.suppress(ConfigError, DataError):
-        divide(LABELS, config.data, seed=config.train.seed, has_val=False)
+        divide(LABELS, (), config.data, seed=config.train.seed, classes=("a", "b"), others={"test"})
     total = config.train.total_steps(IMAGES)
     assert 1 <= total < 2**63
     try:

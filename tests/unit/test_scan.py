@@ -98,11 +98,11 @@ def remove(path):
     [
         (lambda root: root.rename(root.with_name("gone")), "There is no data folder .*data"),
         (lambda root: (root / "test").rename(root / "tset"), "has no folder 'test'"),
-        (lambda root: (root / "test").rename(root / "Testing"), "Is .*Testing meant"),
-        (lambda root: (root / "test" / "class-2").rename(root / "other"), "1 folder is missing: .*test/class-2"),
+        (lambda root: (root / "test").rename(root / "Test images"), "Is .*Test images meant"),
+        (lambda root: (root / "train" / "class-2").rename(root / "other"), "1 folder is missing: .*train/class-2"),
         (lambda root: (root / "train" / "class-1").rename(root / "other"), "missing: .*train/class-1"),
-        (lambda root: remove(root / "test" / "class-0"), "1 class folder has no pictures: .*test/class-0"),
-        (lambda root: (root / "train" / "new").mkdir(), "missing: .*test/new"),
+        (lambda root: remove(root / "train" / "class-0"), "1 class folder has no pictures: .*train/class-0"),
+        (lambda root: (root / "train" / "new").mkdir(), "has no pictures: .*train/new"),
     ],
 )
 def test_a_folder_that_cannot_be_used_is_named(tmp_path, folder_of, damage, message):
@@ -135,7 +135,7 @@ PLACES = (
     "train/stray.png",
     "train/class-0/notes.txt",
     "test/stray.txt",
-    "validation/class-0/0.png",
+    "other/class-0/0.png",
     "extra/0.png",
     "readme.md",
 )
@@ -167,7 +167,7 @@ def test_what_systems_and_tools_leave_among_pictures_is_passed_over_and_each_is_
         "train/class-0/old.txt": "a link that leads nowhere",
         "train/class-0/pipe": "a named pipe",
         "test/stray.txt": "beside the class folders",
-        "validation": "call it val to validate on it",
+        "other": "beside train, val and test",
         "extra": "beside train, val and test",
         "readme.md": "beside train, val and test",
     }

@@ -241,7 +241,7 @@ def test_validation_pictures_are_held_out_by_class_and_seed():
 
 def test_two_sources_of_validation_pictures_are_refused(tmp_path, folder_of):
     root = folder_of(tmp_path / "data", val=2)
-    with pytest.raises(ConfigError, match=r"validation_fraction is 0.5, but .*val exists"):
+    with pytest.raises(ConfigError, match=r"validation_fraction is 0.5, but .*validation images"):
         open_dataset(Data(root=str(root), validation_fraction=0.5), seed=0, announce=print)
 
 

@@ -1,0 +1,39 @@
+"""A folder with `train` and `val` alone trains, resumes, and is evaluated and shown on its validation images."""
+
+import json
+
+import pytest
+
+pytestmark = pytest.mark.quick
+SETTINGS = ["--epochs", 2, "--device", "cpu", "--batch-size", 8, "--set", "data.image_size=16"]
+
+
+@pytest.fixture
+def folder(tmp_path, folder_of):
+    root = folder_of(tmp_path / "data", classes=2, train=20, test=5)
+    (root / "test").rename(root / "valid")
+    return root
+
+
+def test_a_run_without_test_images_reports_its_validation_images(folder, command):
+    trained = command("train", "--data", folder, "--processes", 2, "--run", "run", *SETTINGS)
+    assert trained.code == 0, trained.err
+    assert "validation accuracy" in trained.out
+    assert "(evaluated 10/10)" in trained.out
+    assert "test loss" not in trained.out
+    assert " test" not in trained.out.replace("validation", "")
+    run = folder.parent / "run"
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    epochs = [line for line in lines if line["kind"] == "epoch"]
+    assert [line["epoch"] for line in epochs] == [1, 2]
+    assert not [name for line in epochs for name in line if name.startswith("test")]
+    result = json.loads((run / "result.json").read_text())
+    assert result["evaluated"] == "10/10"
+    assert result["best"]["validation_accuracy"] == max(line["validation_accuracy"] for line in epochs)
+
+    evaluated = command("evaluate", run, "--json").json()
+    assert evaluated["accuracy"] == pytest.approx(result["metrics"]["validation_accuracy"])
+    assert "of 10 validation pictures are right" in command("show", run, "--count", 2).out
+    refused = command("evaluate", run, "--split", "test")
+    assert refused.code == 2
+    assert "use --split train or validation" in refused.err
