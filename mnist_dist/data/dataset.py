@@ -107,7 +107,10 @@ def open_dataset(
         ConfigError: A validation fraction is asked for where there is a `val` folder already.
         DataError: Folders or pictures are missing or unreadable.
     """
-    store = (approved_store(group) if group is not None else None) or _open_store(data, announce)
+    store = approved_store(group) if group is not None else None
+    if store is None:
+        store = _open_store(data, announce)
+        _announce_absent(store, announce)
     train = store.splits["train"]
     others = store.splits.keys() - {"train"}
     whole = whole and not others
@@ -120,12 +123,6 @@ def open_dataset(
         validation = Split(name="validation", stored=train, rows=held_out)
     elif "val" in store.splits:
         validation = Split(name="validation", stored=store.splits["val"])
-    for name, stored in store.splits.items():
-        absent = np.flatnonzero(np.bincount(stored.labels, minlength=len(store.classes)) == 0).tolist()
-        if absent:
-            some = ", ".join(store.classes[label] for label in absent[:5])
-            more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
-            announce(f"The {name} images have none of the class{'es' * (len(absent) > 1)} {some}{more}.")
     mean, std = (data.mean, data.std) if data.mean and data.std else mean_and_std(train, rows)
     return Dataset(
         root=data.root,
@@ -139,6 +136,17 @@ def open_dataset(
         state=store.state,
         folder=store.folder,
     )
+
+
+def _announce_absent(store: Store, announce: Announce) -> None:
+    """Announce the classes of which a split has no images: they are trained, but not evaluated."""
+    for name, stored in store.splits.items():
+        absent = np.flatnonzero(np.bincount(stored.labels, minlength=len(store.classes)) == 0).tolist()
+        if absent:
+            some = ", ".join(store.classes[label] for label in absent[:5])
+            more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
+            split = "validation" if name == "val" else name
+            announce(f"The {split} images have none of the class{'es' * (len(absent) > 1)} {some}{more}.")
 
 
 def approved_store(group: GroupFolder) -> Store | None:
