@@ -66,7 +66,7 @@ def keyed_permutation(purpose: Purpose, count: int, *keys: int) -> NDArray[np.in
 
 
 def permuted(positions: NDArray[np.int64], purpose: Purpose, count: int, *keys: int) -> NDArray[np.int64]:
-    """Look up some places of a keyed permutation of 0..count-1, which is never laid out as a whole.
+    """Return some places of a keyed permutation of 0..count-1 without computing the rest.
 
     A Feistel network permutes the numbers below the next power of two, and whatever comes out too large goes through
     it again until it is not ("cycle walking"). Both, and why that is a permutation: J. Black and P. Rogaway, "Ciphers

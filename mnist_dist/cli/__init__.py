@@ -87,7 +87,7 @@ def _own_group() -> GroupFolder | None:
 
 
 def _check_folder() -> None:
-    """Make sure that there is a working folder.
+    """Check that the working folder still exists.
 
     Raises:
         ConfigError: Somebody has removed it.
@@ -105,7 +105,7 @@ def _leave_word(group: GroupFolder, error: Exception) -> int:
 
 
 def _as_ours(error: Exception) -> Exception:
-    """Take a mistake in the command line, a full disk or memory, and a closed pipe for what they are."""
+    """Turn usage errors, full disks, lack of memory and closed pipes into errors of our tree."""
     import typer
 
     if isinstance(error, typer.TyperException):

@@ -40,4 +40,4 @@ def root(
         bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
-    """Take the options that stand before any command."""
+    """Read the options that stand before any command."""

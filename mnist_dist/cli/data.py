@@ -155,7 +155,7 @@ def _figures(values: tuple[float, ...]) -> str:
 
 
 def _download(folder: Path) -> Path:
-    """Get MNIST's four files with torchvision, from the mirrors that it knows."""
+    """Download MNIST's four files with torchvision, from the mirrors that it knows."""
     from torchvision.datasets import MNIST
 
     try:

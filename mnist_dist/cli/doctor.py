@@ -35,7 +35,7 @@ def doctor(
     output: Annotated[Path | None, typer.Option(hidden=True)] = None,
     device: Annotated[str, typer.Option(hidden=True)] = "cpu",
 ) -> None:
-    """Look at versions, devices, limits, communication and data. Exit 2 if something would make a run fail."""
+    """Check versions, devices, limits, communication and data. Exit 2 if something would make a run fail."""
     if output is not None:
         if device == "all":
             from mnist_dist.doctor.survey import survey
@@ -73,7 +73,7 @@ def _without_torch() -> list[Finding]:
 
 
 def _with_torch() -> list[Finding]:
-    """Look at what needs torch, in processes that have ended by then; this one holds nothing of a GPU.
+    """Run the checks that need torch, in child processes: this process never opens a GPU.
 
     Raises:
         StoppedError: A signal came meanwhile.

@@ -300,7 +300,7 @@ def _prepared(command: list[str], *, ranks: int) -> tuple[tuple[str, ...], str]:
 
 
 def _check_share(options: dict[str, Any], *, ranks: int | None) -> None:
-    """Make sure that the config of a `train` with these options is right, and so many processes can share its batch.
+    """Check that the config of a `train` with these options is valid and so many processes can share its batch.
 
     Raises:
         ConfigError: They can't, or the config is wrong; one that is only where the processes run is left to them.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def check_place(path: Path | None) -> None:
-    """Make sure that a file can be made somewhere; nothing is written.
+    """Check that a file can be created at a path; nothing is written.
 
     Raises:
         ConfigError: There is no such folder, or a folder is in its place.
@@ -30,7 +30,7 @@ def check_place(path: Path | None) -> None:
 
 
 def check_picture(path: Path | None) -> None:
-    """Make sure that a picture can be drawn into a file; nothing is written.
+    """Check that an image can be written to a file; nothing is written.
 
     Raises:
         ConfigError: Its place or its ending is not fit for that.

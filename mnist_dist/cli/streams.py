@@ -67,7 +67,7 @@ def _is_open(number: int) -> bool:
 
 
 def _replacement(stream: TextIO | None, number: int) -> TextIO:
-    """Give a stream back, or what takes its place."""
+    """Return a stream, or its replacement."""
     if stream is None:
         return io.TextIOWrapper(io.FileIO(number, "w", closefd=False), encoding="utf-8", write_through=True)
     # A terminal that has gone no longer says that it is one, but is a device still.

@@ -32,7 +32,7 @@ def begin(group: GroupFolder) -> None:
 
 
 def leave_word(group: GroupFolder, error: Exception) -> int:
-    """Tell the launcher why this rank fails; the traceback goes to the rank's log alone.
+    """Write for the launcher why this rank fails; the traceback goes to the rank's log alone.
 
     Returns:
         The exit code: 1 for a bug.

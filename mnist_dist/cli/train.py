@@ -193,7 +193,7 @@ def resume(
 
 
 def _continue(folder: RunFolder, asked: Resolved, *, given: bool, err: bool) -> Resolved:
-    """Take the saved config of a run, if it is the one that is asked for.
+    """Return the saved config of a run if it is the one that is asked for.
 
     Args:
         folder: The run's.
@@ -227,7 +227,7 @@ def _continue(folder: RunFolder, asked: Resolved, *, given: bool, err: bool) -> 
 
 
 def _with_data(resolved: Resolved, folder: RunFolder, *, err: bool) -> Resolved:
-    """Look for a run's pictures where they were as it was started; the launcher says where they are."""
+    """Find a run's images where they were when it was started; the launcher prints where they are."""
     root = folder.find_data(resolved.config.data.root)
     if root != resolved.config.data.root and "RANK" not in os.environ:
         say(f"The pictures are read from {root}, as when the run was started.", err=err)
@@ -279,7 +279,7 @@ def _supervise(resolved: Resolved, folder: RunFolder, group: Group, restarts: Re
 
 
 def _stop(folder: RunFolder, number: int, began_with: int | None) -> str:
-    """Say what a signal has left that came before a rank could stop at a step; see `run.train` for the other case."""
+    """Print what a signal left that came before a rank could stop at a step; see `run.train` for the other case."""
     stopped, saved = f"Stopped by {name_of(number)}", folder.saved_step()
     if saved is None:
         return f"{stopped} before anything was saved."
@@ -318,7 +318,7 @@ def _work(
 
 
 def open_data(resolved: Resolved, group: GroupFolder, *, err: bool) -> None:
-    """Look whether the pictures have changed, decode them if so, and tell the ranks which store to open."""
+    """Check whether the images have changed, decode them if so, and approve a store for the ranks."""
     from mnist_dist.config import EMBEDDED_DIGITS
     from mnist_dist.group.messages import Approval
     from mnist_dist.machine.cpu_time import own_seconds

@@ -37,7 +37,7 @@ def verify(
     as_json: flags.Json = False,
     output: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Take the same steps on 1 to N processes and show what differs. N is --processes; between them 2, 4, 8, ..."""
+    """Run the same steps on 1 to N processes and show what differs. N is --processes; between them 2, 4, 8, ..."""
     from mnist_dist.cli.train import resolve
     from mnist_dist.launch.own import own_output, this_worker
     from mnist_dist.machine import temporary_folder
@@ -73,7 +73,7 @@ def _with_steps(resolved: Resolved, steps: int, most: int) -> Resolved:
 
 
 def _probe(resolved: Resolved, ranks: int, folder: Path) -> Record:
-    """Take the steps on so many processes; exits with their code if they fail."""
+    """Run the steps on so many processes; exit with their code if they fail."""
     from safetensors.numpy import load_file
 
     from mnist_dist.launch.own import own_group

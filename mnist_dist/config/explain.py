@@ -153,7 +153,7 @@ def _figure(value: float) -> str:
 
 
 def _unwrap(kind: Any) -> tuple[Any, list[Any]]:
-    """Take `Annotated[float, ...]` apart."""
+    """Return the parts of `Annotated[float, ...]`."""
     metadata = list(getattr(kind, "__metadata__", ()))
     limits = [limit for part in metadata for limit in getattr(part, "metadata", [part])]
     return getattr(kind, "__origin__", kind) if metadata else kind, limits

@@ -187,7 +187,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _leaves(settings: list[Setting]) -> Iterator[Setting]:
-    """Take sections among the values apart, leave out empty ones, and refuse what is no key.
+    """Split sections among the values into keys, leave out empty ones, and refuse unknown keys.
 
     Raises:
         ConfigError: Names each unknown key.

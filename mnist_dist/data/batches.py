@@ -53,7 +53,7 @@ class Gather:
         self._pinned = device.type == "cuda"
 
     def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Get `(B, C, H, W)` pixels and `(B,)` labels of `(B,)` rows, which are on the host or beside the pixels."""
+        """Return `(B, C, H, W)` pixels and `(B,)` labels of `(B,)` rows, which are on the host or beside the pixels."""
         if self._images.device.type == self._device.type:
             rows = self.send(rows)
             return self._images.index_select(0, rows), self._labels.index_select(0, rows)
@@ -101,7 +101,7 @@ class Batches:
         return self._gather.residency
 
     def take(self, images: NDArray[np.int64], epochs: NDArray[np.int64] | None = None) -> tuple[Tensor, Tensor]:
-        """Make a batch.
+        """Build a batch.
 
         Args:
             images: `(B,)` indices into the split.
@@ -127,7 +127,7 @@ class Batches:
         return {"rows": rows, **self._augment.draw(images, epochs)}
 
     def make(self, drawn: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Make a batch from what `draw` returns: `rows` on the host or beside the pixels, the rest on the device."""
+        """Build a batch from what `draw` returns: `rows` on the host or beside the pixels, the rest on the device."""
         pixels, labels = self._gather(drawn["rows"])  # (B, C, H, W) uint8, (B,)
         if len(drawn) > 1 and self._augment is not None:
             pixels = self._augment.apply(pixels.float(), drawn)

@@ -48,7 +48,7 @@ class Split:
         return self.stored.files[self._row(image)]
 
     def pixels(self, image: int) -> NDArray[np.uint8]:
-        """Get the `(C, H, W)` pixels of an image."""
+        """Return the `(C, H, W)` pixels of an image."""
         pixels: NDArray[np.uint8] = self.stored.images[self._row(image)]
         return pixels
 

@@ -197,7 +197,7 @@ def _status(path: Path) -> os.stat_result:
 
 
 def _missing(path: Path, error: OSError) -> Exception:
-    """Tell a file that is not there, which is damage, from one that cannot be read now."""
+    """Return the error for a file: a missing one is damage, one that cannot be read now is not."""
     gone = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
     return DamagedError(f"{path.name} is missing") if gone else error
 

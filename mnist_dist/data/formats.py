@@ -247,7 +247,7 @@ def _open_tiff(file: BinaryIO, most: int) -> tuple[ImageFile.ImageFile, Convert]
 def _to_8_bits(
     rows: Image.Image, *, white: int = 65535, inverted: bool = False, transparent: int | None = None
 ) -> Image.Image:
-    """Make 8-bit gray or colour, without transparency, of a loaded picture or of some of its rows.
+    """Convert a loaded image, or some of its rows, to 8-bit gray or colour without transparency.
 
     Args:
         rows: Of any mode.
@@ -343,7 +343,7 @@ def _pillow(most: int, warn: Warn) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _enough_memory(pixels: int) -> Iterator[None]:
-    """Take a failure for a lack of memory where there is none for so many pixels: not every decoder says so itself.
+    """Raise a MemoryError for a failed decode if so many pixels do not fit in memory: not every decoder says so.
 
     Raises:
         MemoryError: Memory ran out.
@@ -372,7 +372,7 @@ def _canvas_of_webp(file: BinaryIO) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def _complaints() -> Iterator[None]:
-    """Take what libtiff prints for what it is: its errors, in spite of which Pillow may go on, or warnings."""
+    """Raise or report what libtiff prints: errors, in spite of which Pillow may go on, and warnings."""
     saved = os.dup(2)
     reader, writer = os.pipe()
     for end in (reader, writer):

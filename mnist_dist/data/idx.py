@@ -118,7 +118,7 @@ def write_image_folder(idx: IdxSet, target: Path, announce: Callable[[str], None
 
 
 def check_target(target: Path, own: Path | None = None) -> list[Path]:
-    """Make sure that a folder can be imported to.
+    """Check that a folder can be imported to.
 
     Args:
         target: The folder; it need not exist.

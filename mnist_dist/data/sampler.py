@@ -48,13 +48,13 @@ class Sampler:
         object.__setattr__(self, "epoch_steps", Fraction(self.images, self.global_batch))
 
     def batch(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Look up a step's images and the epoch that each belongs to, both `(global_batch,)`."""
+        """Return a step's images and the epoch of each, both `(global_batch,)`."""
         return self._piece(step, rank=0, ranks=1)
 
     def share(
         self, step: int, *, rank: int, ranks: int, micro_batch: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Look up a rank's contiguous piece of a step: `batch`, without the work for the pieces of other ranks.
+        """Return a rank's contiguous piece of a step: part of `batch`, without the work for other ranks' pieces.
 
         Args:
             step: The first is 0.
@@ -83,7 +83,7 @@ class Sampler:
         return np.concatenate(parts), np.arange(first, end) // self.images
 
     def epoch_of(self, step: int) -> int:
-        """Tell in which epoch's totals a step counts, the first being 0."""
+        """Return the epoch whose totals a step counts in, from 0."""
         return step * self.global_batch // self.images
 
     def epoch_end(self, epoch: int) -> int:

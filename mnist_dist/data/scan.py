@@ -138,7 +138,7 @@ def survey(root: Path, *, follow_links: bool = False) -> Survey:
 
 
 def unreadable(root: Path, what: str, bad: Iterable[tuple[str, str]]) -> DataError:
-    """Make the error that names the first files of a data folder that cannot be read.
+    """Build the error that names the first files of a data folder that cannot be read.
 
     Args:
         root: The data folder.

@@ -243,7 +243,7 @@ def _build(listing: Listing, folder: Path, decoding: Decoding, announce: Announc
 
 
 def _reserve(file: IO[bytes], length: int) -> int:
-    """Let a file with nothing but a header be so many bytes longer, and say where they begin."""
+    """Extend a file that has only a header by so many bytes, and return where they begin."""
     file.flush()
     offset = file.tell()
     file.truncate(offset + length)

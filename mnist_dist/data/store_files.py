@@ -172,13 +172,13 @@ def moments_of(images: NDArray[np.uint8]) -> NDArray[np.uint64]:
 
 
 def in_memory(images: NDArray[np.uint8], labels: NDArray[np.int64], files: Sequence[str]) -> Stored:
-    """Make a split of arrays that are in memory already."""
+    """Build a split from arrays in memory."""
     moments = moments_of(images)
     return Stored(images=images, labels=labels, moments=moments, totals=moments.sum(axis=0), files=files)
 
 
 def from_arrays(classes: tuple[str, ...], splits: dict[str, Stored], state: str) -> Store:
-    """Make a store of splits in memory; its identity is that of the same pictures on disk."""
+    """Build a store from splits in memory; its identity is that of the same images on disk."""
     digest = identity(classes)
     for split in splits.values():
         digest.update(np.ascontiguousarray(split.images).data)
@@ -267,7 +267,7 @@ def _map(folder: Path, split: str, name: str, shape: tuple[int, ...]) -> NDArray
 
 
 def advise(images: NDArray[np.uint8], *, whole: bool = False) -> None:
-    """Tell the kernel how mapped pixels will be read: else it reads far ahead (128 kB, or megabytes) of each picture.
+    """Advise the kernel how mapped pixels will be read: else it reads 128 kB or more ahead of each image.
 
     Args:
         images: Of a store; nothing is done where they are not mapped, or the system takes no advice.

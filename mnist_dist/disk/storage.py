@@ -201,7 +201,7 @@ def obstacle(path: Path, *, folder: bool) -> str | None:
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Let two folders trade their names at one stroke.
+    """Exchange the names of two folders in one step.
 
     Returns:
         False where the system or the file system cannot; nothing has changed then.
@@ -217,7 +217,7 @@ def exchange(one: Path, other: Path) -> bool:
 
 
 def make_folder(path: Path, *, exist_ok: bool = True) -> None:
-    """Make a folder, and those above it that are missing, so that all of them outlast a power cut.
+    """Create a folder and its missing parents so that all of them survive a power cut.
 
     Args:
         path: The folder.
@@ -235,7 +235,7 @@ def make_folder(path: Path, *, exist_ok: bool = True) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a folder's entries last; Windows can't and needn't."""
+    """Sync a folder's entries to disk; Windows cannot and need not."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY | _CLOEXEC)
         try:
@@ -247,7 +247,7 @@ def sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Give an error of a system call on an open file the file's name, which it lacks."""
+    """Add the file's name to errors of system calls on an open file, which lack it."""
     try:
         yield
     except OSError as error:

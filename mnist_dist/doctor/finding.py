@@ -57,7 +57,7 @@ def examine(check: str, look: Callable[[], Finding | list[Finding]]) -> list[Fin
 
 
 def first_line(error: Exception) -> str:
-    """Get the first line of what an error says: torch's go on for many."""
+    """Return the first line of an error's message: torch's messages have many."""
     return next(iter(str(error).splitlines()), "")
 
 

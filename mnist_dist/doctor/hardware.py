@@ -61,7 +61,7 @@ def cuda() -> Finding:
 
 
 def backends() -> list[Finding]:
-    """Tell whether this build of torch has what processes talk through."""
+    """Return which of the communication libraries this build of torch has."""
     nccl, gloo, gpus = has_backend("nccl"), has_backend("gloo"), usable_gpus()
     version = ".".join(map(str, _nccl_version())) if nccl else "not in this build of torch"
     advice = "Another build of torch is needed: see https://pytorch.org/get-started/locally."

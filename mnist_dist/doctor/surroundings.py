@@ -66,7 +66,7 @@ def accelerate_config(variables: Mapping[str, str]) -> Finding:
 
 
 def accelerate_config_file(variables: Mapping[str, str]) -> Path:
-    """Tell where Accelerate looks for its config (accelerate/commands/config/config_args.py).
+    """Return where Accelerate looks for its config (accelerate/commands/config/config_args.py).
 
     Args:
         variables: The environment's.
@@ -164,7 +164,7 @@ def _gpu_variables(variables: Mapping[str, str]) -> list[Finding]:
 
 
 def _is_neutral(value: object) -> bool:
-    """Tell a value that every launch has anyway, in any writing: YAML 1.1 reads a bare `no` as False."""
+    """Return whether a value is what every launch has anyway: YAML 1.1 reads a bare `no` as False."""
     if isinstance(value, dict):
         return all(map(_is_neutral, value.values()))
     return str(value).lower() in NEUTRAL

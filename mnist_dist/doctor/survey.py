@@ -33,7 +33,7 @@ class Survey:
 
 
 def survey(output: Path) -> None:
-    """Look at torch and at every device, as far as torch can be imported.
+    """Check torch and every device, as far as torch can be imported.
 
     Args:
         output: A JSON file to write, with a `Survey`.

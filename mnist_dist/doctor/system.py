@@ -81,7 +81,7 @@ def shared_memory(folder: Path = Path("/dev/shm"), least: int = LEAST_SHARED_MEM
 
 
 def open_files(least: int = LEAST_OPEN_FILES) -> Finding:
-    """Get the number of files that a process may have open."""
+    """Return the number of files that a process may have open."""
     try:
         import resource
     except ImportError:  # Windows
@@ -96,7 +96,7 @@ def open_files(least: int = LEAST_OPEN_FILES) -> Finding:
 
 
 def host_name(name: str | None = None) -> Finding:
-    """Look this machine's own name up, as torchrun, Slurm's recipes and gloo do.
+    """Resolve this machine's own name, as torchrun, Slurm's recipes and gloo do.
 
     Args:
         name: Another machine's name.
@@ -131,7 +131,7 @@ def loopback_port(address: str = "127.0.0.1") -> Finding:
 
 
 def memory() -> int | None:
-    """Get this machine's memory in bytes, or the least that its cgroup grants; None where it does not say."""
+    """Return this machine's memory in bytes, or its cgroup's limit if that is less; None if unknown."""
     if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
         return None
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

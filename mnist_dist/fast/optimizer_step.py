@@ -28,7 +28,7 @@ class Stepper:
         self._parameters: list[Tensor] = []
 
     def step(self) -> None:
-        """Take a step."""
+        """Run one optimizer step."""
         if self._update is None:
             self.optimizer.step()  # makes the optimizer's state
             self.optimizer.zero_grad()

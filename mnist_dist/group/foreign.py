@@ -54,7 +54,7 @@ def refused(variables: Mapping[str, str]) -> dict[str, str]:
 
 
 def refuse(variables: Mapping[str, str]) -> None:
-    """Make sure that no variable asks Accelerate for what this program does otherwise.
+    """Raise an error if a variable asks Accelerate for another way of training.
 
     Raises:
         ConfigError: One does.

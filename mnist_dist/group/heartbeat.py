@@ -38,7 +38,7 @@ class Pulse:
 
 
 def start(path: Path, rank: int) -> None:
-    """Let this process's beats be seen in the file of a `Pulses`.
+    """Publish this process's beats in the file of a `Pulses`.
 
     Raises:
         ConfigError: It has no place for this rank.
@@ -82,9 +82,9 @@ class Pulses:
             self._memory = mmap.mmap(file.fileno(), 0)
 
     def read(self) -> list[Pulse]:
-        """Look at every rank."""
+        """Read the pulse of every rank."""
         return [Pulse(*record) for record in _RECORD.iter_unpack(self._memory)]
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._memory.close()

@@ -96,7 +96,7 @@ class Worker:
 
 
 def worker_of(environment: Mapping[str, str]) -> Worker | None:
-    """Tell a worker from a user's command.
+    """Return this process's place if a launcher started it as a worker.
 
     torchrun, `accelerate launch`, Slurm recipes and our own launcher set RANK, LOCAL_RANK and WORLD_SIZE. A
     process that `accelerate launch` started alone has no rank, but ACCELERATE_DYNAMO_MODE.
@@ -153,7 +153,7 @@ def _place_of(environment: Mapping[str, str]) -> Worker:
 
 
 def _check_address(environment: Mapping[str, str]) -> None:
-    """Make sure that there is an address at which the ranks can meet."""
+    """Check that the ranks have an address at which they can meet."""
     host, port = environment.get("MASTER_ADDR", ""), environment.get("MASTER_PORT", "")
     if not host.strip() or not _is_number(port) or not 0 < int(port) < 1 << 16:
         raise ConfigError(
@@ -164,7 +164,7 @@ def _check_address(environment: Mapping[str, str]) -> None:
 
 
 def _refuse_remains(environment: Mapping[str, str]) -> None:
-    """Make sure that no launcher's variables are left where a user's command starts."""
+    """Raise an error if variables of a launcher are left in the environment of a user's command."""
     ours = [name for name in (GROUP_FOLDER, LAUNCHER, RANK_LOG, EXPECTED_RANKS) if name in environment]
     if ours:
         missing = [name for name in PLACE if name not in environment]

@@ -42,7 +42,7 @@ def install() -> None:
 
 
 def pending() -> int:
-    """Tell which signal has asked for a stop; 0 if none has."""
+    """Return the number of the signal that has asked for a stop; 0 if none has."""
     return _pending
 
 

@@ -195,7 +195,7 @@ class Crowding:
         self._begin_span()
 
     def lower(self, threads: int) -> None:
-        """Take note that this rank now computes with fewer threads."""
+        """Record that this rank now computes with fewer threads."""
         self._threads = threads
         self._windows.clear()
         self._next_window()

@@ -17,7 +17,7 @@ DECODING_SECONDS = 86400.0
 
 
 def this_worker(processes: int | None) -> Worker | None:
-    """Tell whether this process is a worker.
+    """Return this process's place if it is a worker.
 
     Args:
         processes: What `--processes` says.
@@ -82,19 +82,19 @@ def safe_python() -> tuple[str, ...]:
 
 
 def safe_environment() -> dict[str, str]:
-    """Get the variables by which processes that our own start are as safe, e.g. the workers of torchrun."""
+    """Return the variables that keep the working folder out of child processes' imports, e.g. torchrun's workers."""
     return {} if _is_found_in_working_folder() else {"PYTHONSAFEPATH": "1"}
 
 
 def _is_found_in_working_folder() -> bool:
-    """Tell whether this program is there only as the user stands in its checkout."""
+    """Return whether this program is importable only because the user stands in its checkout."""
     checkout = str(Path(__file__).parents[2])
     elsewhere = sys.path if sys.flags.safe_path else sys.path[1:]
     return Path.cwd() == Path(checkout) and checkout not in elsewhere
 
 
 def own_output(file: Path | None, command: str) -> Path:
-    """Get the file for which a command has started this worker.
+    """Return the file for which a command has started this worker.
 
     Raises:
         ConfigError: It has none, so another launcher has started it.

@@ -58,7 +58,7 @@ class Rank(subprocess.Popen[bytes]):
             raise ConfigError(f"{command[0]} cannot be started: {reason}.") from None
 
     def poll(self) -> int | None:
-        """Get the exit code once the process has ended; what it has left running is killed then."""
+        """Return the exit code once the process has ended; what it has left running is killed then."""
         if self.returncode is not None:
             return self.returncode
         if hasattr(os, "waitid"):  # its number stays taken until it is waited for
@@ -153,13 +153,13 @@ class Guard:
             os.close(reader)
 
     def watch(self, ranks: list[Rank]) -> None:
-        """Say which ranks still run."""
+        """Tell the guard which ranks still run."""
         if self._pipe is not None:
             with contextlib.suppress(OSError):  # somebody has killed it
                 os.write(self._pipe, " ".join(str(rank.pid) for rank in ranks).encode() + b"\n")
 
     def close(self) -> None:
-        """Let it go: nothing is left to kill."""
+        """End the guard: nothing is left to kill."""
         self.watch([])
         if self._pipe is not None:
             os.close(self._pipe)

@@ -42,7 +42,7 @@ class Restarts:
     _saved: int | None = field(default=None, init=False)
 
     def refusal(self, failure: Failure) -> str | None:
-        """Say why there is no further try after this failure, or count one and return None."""
+        """Return why there is no further try after this failure; None counts one more try."""
         saved, former = self.saved_step(), self._last
         if saved != self._saved:
             self.spent = 0
@@ -58,7 +58,7 @@ class Restarts:
         return None
 
     def describe(self) -> str:
-        """Say what happens next."""
+        """Return a sentence about what happens next."""
         start = "the beginning" if self._saved is None else f"the checkpoint of step {self._saved}"
         return f"Starting again from {start} (try {self.spent} of {self.limit} without progress)."
 
@@ -105,7 +105,7 @@ def run_local(group: Group, restarts: Restarts | None = None, meanwhile: Meanwhi
 
 @contextlib.contextmanager
 def private_folder() -> Iterator[Path]:
-    """Make a temporary folder that only this user can read, and remove those that killed launchers have left."""
+    """Create a temporary folder that only this user can read, and remove those that killed launchers have left."""
     with temporary_folder(PREFIX) as folder, locks.held(folder / "lock", blocking=False):
         for stale in folder.parent.glob(f"{PREFIX}*"):
             with contextlib.suppress(OSError, Timeout):  # another user's, or in use
@@ -130,7 +130,7 @@ def _is_the_same(one: Failure, other: Failure) -> bool:
 
 
 def _show_cursor() -> None:
-    """Bring back the cursor that a progress display had hidden as it was killed."""
+    """Show the cursor again after a killed progress display."""
     if sys.stdout.isatty():
         sys.stdout.flush()
         with contextlib.suppress(OSError):  # the terminal has gone

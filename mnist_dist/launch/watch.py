@@ -33,7 +33,7 @@ class Watch:
         self._seen = [(pulse, self._looked) for pulse in pulses.read()]
 
     def silent(self, running: list[int], suspended_seconds: float = 0.0) -> list[int] | None:
-        """Get those of the running ranks for which the others seem to wait, once the time of one is over.
+        """Return the running ranks for which the others seem to wait, once one has been silent for too long.
 
         Ranks wait for each other, so all fall silent when one does: it is the one that has come least far.
 
@@ -68,7 +68,7 @@ def stopped(children: list[Rank]) -> list[int]:
 
 
 def kill_with_stacks(children: list[Rank]) -> None:
-    """Let the ranks that still answer write their stacks to their logs, and kill all."""
+    """Ask the ranks that still answer for their stacks, in their logs, and kill all."""
     if hasattr(signal, "SIGQUIT"):
         for child in children:
             child.send_signal(signal.SIGQUIT)

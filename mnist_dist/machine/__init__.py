@@ -124,7 +124,7 @@ def cgroup_quota(cgroups: Path = CGROUPS) -> float | None:
 
 
 def die_with_parent() -> Callable[[], None] | None:
-    """Make what a new process must call so that the kernel kills it when this one ends, however it ends.
+    """Return what a new process must call so that the kernel kills it when this one ends, however it ends.
 
     Returns:
         None where the kernel can't: this is Linux's prctl(PR_SET_PDEATHSIG).
@@ -142,7 +142,7 @@ def die_with_parent() -> Callable[[], None] | None:
 
 
 def check_loopback() -> None:
-    """Make sure that processes of this machine can speak with each other.
+    """Check that processes of this machine can reach each other.
 
     Raises:
         ConfigError: The loopback interface is down, as in a new network namespace.
@@ -160,7 +160,7 @@ def check_loopback() -> None:
 
 @contextlib.contextmanager
 def temporary_folder(prefix: str = "mnist-dist-") -> Iterator[Path]:
-    """Make a folder that only this user can read, for as long as the context lasts.
+    """Create a folder that only this user can read, for as long as the context lasts.
 
     Args:
         prefix: What its name begins with.

@@ -72,7 +72,7 @@ def samples_of(dataset: Dataset, split: Split, evaluation: Evaluation, images: N
 
 
 def to_picture(pixels: NDArray[np.uint8]) -> Image.Image:
-    """Make `(C, H, W)` uint8 pixels a picture."""
+    """Convert `(C, H, W)` uint8 pixels to a Pillow image."""
     return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
 
 

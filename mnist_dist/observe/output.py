@@ -63,7 +63,7 @@ def make_visible() -> None:
 
 @contextlib.contextmanager
 def tolerant(stream: IO[str]) -> Iterator[None]:
-    """Let a stream escape what its encoding lacks, for as long as the context lasts."""
+    """Escape what a stream's encoding lacks, for as long as the context lasts."""
     if not isinstance(stream, io.TextIOWrapper):
         yield
         return

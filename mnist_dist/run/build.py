@@ -140,7 +140,7 @@ def build_parts(config: Config, dataset: Dataset, runtime: Runtime) -> Parts:
 
 
 def _agree(config: Config, dataset: Dataset, runtime: Runtime) -> Sampler:
-    """Make sure that all ranks are about to do the same, and that it can be done. Every rank."""
+    """Check that all ranks have the same config and data, and that the batch can be divided. Every rank."""
     runtime.agree({**saving.versions(), "data": dataset.sha256})
     settings = dict(flatten(config.model_dump(mode="json", exclude={"data": {"root"}})))
     runtime.agree({key: str(settings.get(key, "absent")) for key in all_keys()})  # as many on every rank
@@ -170,7 +170,7 @@ def _build(config: Config, dataset: Dataset, runtime: Runtime) -> tuple[nn.Modul
 
 
 def _batches(config: Config, dataset: Dataset, runtime: Runtime) -> dict[str, Batches]:
-    """Give every split its batches. Every rank: all keep their pixels in the same kind of place."""
+    """Build the batches of every split. Every rank: all keep their pixels in the same kind of place."""
     stored = {id(split.stored): split.stored for split in dataset.splits.values()}
     needed, free = bytes_of(stored.values()), -runtime.maximum(-runtime.free_bytes())
     residency = choose_residency(

@@ -198,7 +198,7 @@ def restore_model(content: bytes, model: nn.Module, path: Path) -> None:
 
 
 def restore_optimizer(content: bytes, optimizer: torch.optim.Optimizer, model: nn.Module, path: Path) -> None:
-    """Give an optimizer the state in the bytes of an `optimizer.safetensors`; `path` is for the message.
+    """Load the bytes of an `optimizer.safetensors` into an optimizer; `path` is for the message.
 
     Raises:
         CheckpointError: They are of another optimizer, or not finite.

@@ -99,7 +99,7 @@ class RunFolder:
         return os.path.lexists(self.config) or self.saved_step() is not None
 
     def check_text(self) -> None:
-        """Make sure that TensorBoard, which takes paths in UTF-8 alone, can write here.
+        """Check that the path is UTF-8: TensorBoard writes to no other.
 
         Raises:
             ConfigError: The path has other bytes.
@@ -112,7 +112,7 @@ class RunFolder:
             ) from None
 
     def check_new(self) -> None:
-        """Make sure that nothing is here yet, but perhaps what this run's own ranks wrote before it had a config.
+        """Check that nothing is here yet but logs that this run's own ranks have begun.
 
         Raises:
             ConfigError: The folder holds a run, which may still be going on, or anything else.
@@ -192,7 +192,7 @@ class RunFolder:
         return None
 
     def check_run(self) -> None:
-        """Make sure that a run is here, with the config that it was started with.
+        """Check that a run is here, with the config that it was started with.
 
         Raises:
             ConfigError: There is none.
@@ -375,7 +375,7 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
 
 
 def claim_run_folder(name: str) -> Path:
-    """Make a new folder below `runs/`, named after the config and the time, that no other process gets too."""
+    """Create a new folder below `runs/`, named after config and time, that no other process gets too."""
     stem = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     for number in count(1):
         path = stem if number == 1 else stem.with_name(f"{stem.name}-{number}")

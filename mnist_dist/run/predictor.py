@@ -75,7 +75,7 @@ class Trained:
             )
 
     def predict(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Give the probability of each class: `(B, C, H, W)` uint8 to `(B, K)`, rows adding up to 1."""
+        """Return the probability of each class: `(B, C, H, W)` uint8 to `(B, K)` float32, rows adding up to 1."""
         normalise = Normalise(mean=self.mean, std=self.std, device=self.runtime.device)
         with torch.inference_mode():
             batches = torch.split(torch.from_numpy(pixels), batch_size(pixels[0].size))

@@ -30,7 +30,7 @@ from mnist_dist.training.state import Progress
 
 
 def refuse_run_elsewhere(folder: RunFolder, runtime: Runtime) -> None:
-    """Make sure that a run which is to go on lies where rank 0 can read it. Every rank.
+    """Raise an error if a run to resume is not where rank 0 can read it. Every rank.
 
     Raises:
         ConfigError: Another rank's machine has it, and rank 0's has not: it would begin anew there.
@@ -56,7 +56,7 @@ class Opened:
 
 
 def claim_folder(folder: RunFolder, stack: contextlib.ExitStack, *, resume: bool) -> None:
-    """Make the run folder or come back to it, and lock it until the stack is undone. Rank 0 alone.
+    """Create the run folder or reopen it, and lock it until the stack is undone. Rank 0 alone.
 
     Args:
         folder: It must be new, unless `resume`.
@@ -149,7 +149,7 @@ def take_weights(run: Path, model: nn.Module, runtime: Runtime) -> None:
 
 
 def restore(folder: RunFolder, opened: Opened | None, parts: Parts, warn: Callable[[str], None]) -> Progress:
-    """Take up the newest whole checkpoint, and forget what came after it. Every rank.
+    """Load the newest whole checkpoint, and discard what came after it. Every rank.
 
     Rank 0 reads and hands on, so that the others need no shared disk.
 
@@ -298,7 +298,7 @@ def write_result(
     status: Literal["finished", "stopped", "failed"],
     error: BaseException | None = None,
 ) -> Result:
-    """Make the run's result and, on rank 0, write it."""
+    """Build the run's result and, on rank 0, write it."""
     last, images = progress.last, parts.sampler.images
     result = Result(
         status=status,
@@ -324,6 +324,6 @@ def _evaluated(last: EpochReport, dataset: Dataset) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Tell the versions of all that a run's bits depend on."""
+    """Return the versions of everything that a run's bits depend on."""
     packages = ("mnist-dist", "torch", "accelerate", "numpy", "safetensors")
     return {"Python": platform.python_version(), **{package: version(package) for package in packages}}

@@ -64,7 +64,7 @@ def settle(card: Card, ranks: int) -> bool:
 
 
 def _refuse_sharing(digests: list[int], card: Card | None) -> None:
-    """Make sure that no GPU is there twice; `card` is this rank's if it is such a one."""
+    """Raise an error if two ranks have the same GPU; every rank of them raises."""
     shared = next((digest for digest in digests if digests.count(digest) > 1), None)
     if shared is None:
         return

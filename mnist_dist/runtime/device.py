@@ -102,7 +102,7 @@ def choose_precision(wanted: Precision, device: str, *, native_bf16: bool | None
 
 
 def _refuse_unusable_gpus() -> None:
-    """Make sure that there is no GPU that torch was built for and cannot use: it would train on the CPU unasked.
+    """Raise an error if torch was built for a GPU that is here and cannot use it: `auto` would silently use the CPU.
 
     Raises:
         ConfigError: There is one; the usual cause is a driver older than this build of torch needs.
@@ -125,7 +125,7 @@ def _refuse_unusable_gpus() -> None:
 
 
 def default_generator(device: torch.device) -> torch.Generator:
-    """Get the generator from which a device draws dropout masks."""
+    """Return the generator from which a device draws dropout masks."""
     if device.type == "cuda":
         return torch.cuda.default_generators[device.index or 0]
     if device.type == "mps":
@@ -134,7 +134,7 @@ def default_generator(device: torch.device) -> torch.Generator:
 
 
 def refuse_without_compiler(device: str) -> None:
-    """Make sure that `torch.compile` has what it needs on a device.
+    """Raise an error if `torch.compile` lacks what it needs on a device.
 
     Raises:
         ConfigError: It writes C++ for the CPU, and there is no compiler for that.

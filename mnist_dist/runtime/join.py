@@ -43,7 +43,7 @@ _left: list[Any] = []
 
 
 def has_backend(name: Literal["gloo", "nccl"]) -> bool:
-    """Tell whether this build of torch can reduce over that library."""
+    """Return whether this build of torch has a communication library."""
     return torch.distributed.is_available() and torch.distributed.is_backend_available(name)
 
 
@@ -122,7 +122,7 @@ def start(
 
 @contextlib.contextmanager
 def _deterministic_cuda() -> Iterator[None]:
-    """Give up speed on CUDA for the same bits every time."""
+    """Use only CUDA kernels that give the same bits every time; they are slower."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     former = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = False
@@ -260,7 +260,7 @@ def compare_devices(store: Any, rank: int, device: str) -> None:
 
 
 def _choose_interface(interface: str | None, worker: Worker) -> None:
-    """Let gloo, and NCCL where there are several machines, take the interface that leads to rank 0; none if unknown.
+    """Set the interface that leads to rank 0 for gloo, and on several machines for NCCL; none if unknown.
 
     gloo would take what the host's name resolves to, often 127.0.1.1, and NCCL the first that is not lo or docker.
     What is set already stays as it is.
@@ -272,6 +272,6 @@ def _choose_interface(interface: str | None, worker: Worker) -> None:
 
 
 def _is_lost_peer(error: RuntimeError) -> bool:
-    """Tell a collective that failed because another rank is gone."""
+    """Return whether a collective failed because another rank is gone."""
     of_a_collective = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
     return of_a_collective and memory.refusal_of(error) is None

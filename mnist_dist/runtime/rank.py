@@ -69,7 +69,7 @@ class Runtime:
         self._generator.manual_seed(value)
 
     def accumulate(self, model: nn.Module, *, last: bool) -> AbstractContextManager[None]:
-        """Let a backward pass add to the gradients, reducing them over ranks only in the last of a step."""
+        """Return a context whose backward passes add to the gradients; only the last of a step reduces over ranks."""
         if last or self.ranks == 1:
             return contextlib.nullcontext()
         context: AbstractContextManager[None] = self._accelerator.no_sync(model)
@@ -105,13 +105,13 @@ class Runtime:
         return loss if scaler is None else scaler.scale(loss)
 
     def restore_scaler(self, state: dict[str, Any] | None) -> None:
-        """Take up the gradient scaler's state of a checkpoint."""
+        """Load the gradient scaler's state from a checkpoint."""
         if self._accelerator.scaler is not None and state is not None:
             self._accelerator.scaler.load_state_dict(state)
             self._loss_scale = self._scale_now()
 
     def scaler_state(self) -> dict[str, Any] | None:
-        """Get the gradient scaler's state under fp16, else None."""
+        """Return the gradient scaler's state under fp16, else None."""
         scaler = self._accelerator.scaler
         return None if scaler is None else dict(scaler.state_dict())
 
@@ -140,11 +140,11 @@ class Runtime:
         return gathered
 
     def broadcast(self, record: Any) -> Any:
-        """Give every rank rank 0's record, as JSON. Every rank; the others' argument is ignored."""
+        """Send rank 0's record to every rank, as JSON. Every rank; the others' argument is ignored."""
         return json.loads(self.broadcast_bytes(json.dumps(record).encode()))
 
     def broadcast_bytes(self, content: bytes) -> bytes:
-        """Give every rank rank 0's bytes. Every rank; the others' argument is ignored."""
+        """Send rank 0's bytes to every rank. Every rank; the others' argument is ignored."""
         if self.ranks == 1:
             return content
         length = torch.tensor([len(content)], device=self.device)
@@ -171,7 +171,7 @@ class Runtime:
         return 0
 
     def agree(self, facts: Mapping[str, str]) -> None:
-        """Make sure that all ranks have the same facts. Every rank, with the same names.
+        """Check that all ranks have the same facts. Every rank, with the same names.
 
         Raises:
             ConfigError: A fact differs; the message names it and the ranks.
@@ -196,7 +196,7 @@ class Runtime:
         return int((table == digest).sum())
 
     def on_first_rank(self, action: Callable[[], T]) -> T | None:
-        """Let rank 0 do something; where it fails, every rank raises its error. Every rank.
+        """Run something on rank 0; if it fails, every rank raises its error. Every rank.
 
         Returns:
             What the action returned on rank 0, None on the others.
@@ -235,13 +235,13 @@ class Vote:
         self._pending: torch.distributed.Work | None = None
 
     def cast(self, value: int) -> None:
-        """Hand in this rank's number. Every rank; the result is there later."""
+        """Cast this rank's number. Every rank; the result is there later."""
         self._value.fill_(value)
         if self._ranks > 1:
             self._pending = torch.distributed.all_reduce(self._value, op=torch.distributed.ReduceOp.MAX, async_op=True)
 
     def result(self) -> int:
-        """Get the largest number of the vote that was last cast; 0 where none was."""
+        """Return the largest number of the last vote; 0 if there was none."""
         if self._pending is not None:
             self._pending.wait()
             self._pending = None

@@ -99,7 +99,7 @@ class PreparedSteps:
         self._sums: tuple[Tensor, Tensor] | None = None  # where the graph leaves them
 
     def take(self, step: int) -> tuple[Tensor, Tensor]:
-        """Take a step, which need not be over on the device then.
+        """Start a step, which may still run on the device afterwards.
 
         Returns:
             `()` loss summed over the step's images and `()` number correct, which later steps leave alone.
@@ -120,7 +120,7 @@ class PreparedSteps:
         return loss.clone(), correct.clone()
 
     def _step(self) -> tuple[Tensor, Tensor]:
-        """Take a step whose every number comes from the device."""
+        """Run a step whose every number comes from the device."""
         parts, config = self._parts, self._parts.config.train
         drawn = {name: self._row(name) for name in self._tables}  # (micro_batch, ...)
         rate = drawn.pop("rates")[0]  # ()
@@ -153,7 +153,7 @@ class PreparedSteps:
         self._end = steps.stop
 
     def _step_on(self, stream: torch.cuda.Stream) -> tuple[Tensor, Tensor]:
-        """Take a step on the stream on which one will be captured."""
+        """Run a step on the stream on which one will be captured."""
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):
             sums = self._step()

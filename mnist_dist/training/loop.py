@@ -41,25 +41,27 @@ def train(parts: Parts, progress: Progress) -> None:
     micro_batch, accumulation = config.split_batch(runtime.ranks)
     total_steps = config.total_steps(sampler.images)
     mine = {"rank": runtime.rank, "ranks": runtime.ranks, "micro_batch": micro_batch}
-    losses: list[Tensor] = []  # of each micro-batch of this rank, on the device, until the next look at them
-    sums: list[tuple[Tensor, Tensor]] = []  # loss and number correct of each step, likewise
+    losses: list[Tensor] = []  # of each micro-batch of this rank, on the device, since the last report
+    sums: list[tuple[Tensor, Tensor]] = []  # loss and number correct of each step since then, on the device
     vote, clock, crowding = Vote(runtime), Clock(parts.config.checkpoint.every_minutes), parts.crowding
     prepared = prepare(parts, partial(_rate_at, parts, total_steps=total_steps), total_steps)
 
     while True:
+        # An epoch is evaluated and saved before its next step: a resume that begins here starts with the evaluation.
         ends = (sampler.epoch_end(sampler.epoch_of(progress.step - 1)), total_steps)
         if progress.epoch.images and progress.step in ends:
             with crowding.paused():
                 _finish_epoch(parts, progress, _set_rate(parts, progress.step - 1, total_steps))
             clock.restart()
         if progress.step == total_steps:
-            vote.result()
+            vote.result()  # every rank ends the vote that was cast after the last step
             return
 
+        # The step: which images, how each is augmented, and the rate depend on its number alone.
         step = progress.step
         rate = _set_rate(parts, step, total_steps)
         lowered_scale = None
-        if prepared is not None:
+        if prepared is not None:  # its input lies on the device already
             sums.append(prepared.take(step))
             losses.append(sums[-1][0])
         else:
@@ -69,25 +71,30 @@ def train(parts: Parts, progress: Progress) -> None:
                 runtime.seed(dropout_seed(config.seed, step, runtime.rank * accumulation + micro))
                 last = micro == accumulation - 1
                 losses.append(learn(reduction, pixels, labels, label_smoothing=config.label_smoothing, last=last))
-            sums.append(reduction.finish())
+            sums.append(reduction.finish())  # here the ranks exchange gradients
             lowered_scale = runtime.step(parts.stepper, clip_norm=config.clip_norm)
 
+        # The step is done. Nothing so far has waited for the device.
         progress.step = done = step + 1
         heartbeat.beat(done)
         parts.observers.progress(done)
         overflows = lowered_scale is not None and lowered_scale < SMALLEST_LOSS_SCALE
         if lowered_scale is not None:
             parts.observers.event(Event(step=done, event="update_left_out", figures={"loss_scale": lowered_scale}))
+
+        # What all ranks decided together a step ago: stop, save, or compute with fewer threads.
         epoch = sampler.epoch_of(step)
         epoch_ends = done in (sampler.epoch_end(epoch), total_steps)
-        decision = vote.result()  # of the vote that was cast a step ago
+        decision = vote.result()
         stops = 0 < decision < SAVE
         saves = stops or (
             not epoch_ends and (decision == SAVE or done % (parts.config.checkpoint.every_steps or done + 1) == 0)
         )
+
+        # Now and then, look at the losses: this waits for the device, and adds up over ranks.
         reports = epoch_ends or overflows or done % config.log_every == 0
         if reports or saves:
-            rows = reduction.collect(sums)  # waits for the device, adds over ranks
+            rows = reduction.collect(sums)
             _refuse_non_finite(parts, rows, losses, done, rate)
             progress.add_steps(rows, images_per_step=config.global_batch, seconds=clock.lap())
             sums.clear()
@@ -96,6 +103,8 @@ def train(parts: Parts, progress: Progress) -> None:
             parts.observers.step(progress.report_window(epoch=epoch + 1, learning_rate=rate))
         if overflows:
             raise NonFiniteError(_divergence(f"A gradient of step {done}, at fp16's smallest loss scale,", rate))
+
+        # A checkpoint comes after the check for non-finite numbers, and before the run may stop.
         if saves:
             reduction.settle()
             with crowding.paused():
@@ -105,6 +114,8 @@ def train(parts: Parts, progress: Progress) -> None:
             raise StoppedError(f"Stopped by {signals.name_of(decision)} after step {done} of {total_steps}.", decision)
         if decision > SAVE:
             _take_fewer_threads(parts, progress, FEWER_THREADS - decision)
+
+        # Vote for the next step: the largest number of any rank wins, while the device computes.
         fitting = crowding.look(total_steps - done)
         vote.cast(
             signals.pending() or (SAVE if clock.save_is_due() else 0) or (FEWER_THREADS - fitting if fitting else 0)

@@ -33,7 +33,7 @@ class Ddp:
         self._correct: list[Tensor] = []
 
     def warm_up(self, pixels: Tensor) -> None:
-        """Let DDP settle its buckets, which it orders anew after the first backward pass. Every rank.
+        """Run one backward pass so that DDP settles its buckets, which it reorders after the first. Every rank.
 
         Else the first step would add in another order than later ones do, and a resumed run's first step
         in another order than the same step of a run that was never stopped.
@@ -45,7 +45,7 @@ class Ddp:
             self.model.zero_grad()
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
-        """Make the context for a micro-batch's forward and backward pass."""
+        """Return the context for a micro-batch's forward and backward pass."""
         return self._runtime.accumulate(self.model, last=last)
 
     def backward(self, loss: Tensor, correct: Tensor) -> None:
@@ -87,7 +87,7 @@ class Ddp:
 
 
 def _keep_strides(model: nn.Module) -> None:
-    """Give the gradients of convolutions over one channel the strides of their weights, which DDP insists on.
+    """Restride the gradients of convolutions over one channel to their weights' strides, which DDP insists on.
 
     With channels last the stride over the one channel is another; in memory that makes no difference.
     """
@@ -112,7 +112,7 @@ class Exact:
         """There is nothing to settle."""
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
-        """Make the context for a micro-batch's forward and backward pass."""
+        """Return the context for a micro-batch's forward and backward pass."""
         return nullcontext()
 
     def backward(self, loss: Tensor, correct: Tensor) -> None:
@@ -197,7 +197,7 @@ def score(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> t
 
 
 def refuse_batch_norm(model: nn.Module) -> None:
-    """Make sure that a network treats each picture by itself.
+    """Raise an error for a network with batch normalisation.
 
     Raises:
         ConfigError: It has batch normalisation, whose result depends on how a batch is divided.

@@ -98,7 +98,7 @@ class Progress:
         )
 
     def finish_epoch(self, report: EpochReport) -> None:
-        """Take in an epoch's row and begin the next epoch."""
+        """Record an epoch's row and start the next epoch."""
         self.last = report
         accuracy = report.validation_accuracy
         if accuracy is not None and (self.best is None or accuracy > self.best["validation_accuracy"]):
@@ -182,10 +182,10 @@ class Clock:
         self._lap = self._saved = time.perf_counter()
 
     def lap(self) -> float:
-        """Get the seconds since the last lap or restart."""
+        """Return the seconds since the last lap or restart."""
         former, self._lap = self._lap, time.perf_counter()
         return self._lap - former
 
     def save_is_due(self) -> bool:
-        """Tell whether so many minutes have passed since the last checkpoint."""
+        """Return whether a checkpoint is due by the clock."""
         return time.perf_counter() - self._saved > self._save_seconds
