@@ -1,4 +1,4 @@
-"""Training images a second, ours beside what one would otherwise run on the same pictures, network and batch.
+"""Training images a second, ours beside what one would otherwise run on the same images, network and batch.
 
 Each is a process of its own, in rounds (A B C ... A B C ...), so that a machine that is slower for a while is slower
 for all of them:
@@ -36,7 +36,7 @@ class Peer:
     workers: int = 0
     arguments: tuple[str, ...] = ()
     decodes_once: bool = False
-    """As ours does; it then goes through all pictures in no time."""
+    """As ours does; it then goes through all images in no time."""
 
     def threads(self, cores: int) -> int:
         """Share the cores: the arithmetic has those that the workers leave; one core for two threads is slower."""
@@ -190,10 +190,10 @@ def describe(options: argparse.Namespace, machine: dict[str, Any], measurements:
     device = next((one.device for one in measurements if one.device), "cpu")
     epochs = f"epochs 2 to {options.epochs}" if options.epochs > 2 else f"epoch {options.epochs}"
     limit = (
-        f"Each epoch of ImageFolder's rows decodes the same {options.limit:,} random training pictures from files in "
+        f"Each epoch of ImageFolder's rows decodes the same {options.limit:,} random training images from files in "
         "the system's cache"
         if options.limit
-        else "Each epoch of ImageFolder's rows decodes all training pictures from files in the system's cache"
+        else "Each epoch of ImageFolder's rows decodes all training images from files in the system's cache"
     )
     return [
         f"{rounds}; training part of {epochs}, without evaluation.",
@@ -231,7 +231,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", type=int, nargs="+", default=[64, 256])
     parser.add_argument("--epochs", type=int, default=2, help="of each process; the first is not counted")
-    parser.add_argument("--limit", type=int, default=6_400, help="pictures in an epoch of ImageFolder's rows; 0: all")
+    parser.add_argument("--limit", type=int, default=6_400, help="images in an epoch of ImageFolder's rows; 0: all")
     parser.add_argument("--threads", type=int, help="of the arithmetic (default: all cores that workers leave)")
     parser.add_argument("--only", action="append", choices=NAMES, metavar="NAME", help=f"of: {'; '.join(NAMES)}")
     parser.add_argument("--json", action="store_true", help="print JSON")

@@ -19,12 +19,12 @@ from torch.nn import functional
 SIDE = 5
 TIMES = 50
 LAYERS = {"first": (1, 10, 28), "second": (10, 20, 12)}
-"""Channels in and out, and the picture's side."""
+"""Channels in and out, and the image's side."""
 WIDER = {"first": (1, 16, 28), "second": (16, 32, 12)}
 
 
 def convolution(batch: int, inputs: int, outputs: int, size: int) -> Callable[[], object]:
-    """Make a layer's passes; its input needs a gradient unless it is a picture."""
+    """Make a layer's passes; its input needs a gradient unless it is an image."""
     picture = inputs == 1
     x = torch.randn(batch, size, size, inputs).permute(0, 3, 1, 2).requires_grad_(not picture)
     weight, bias = torch.randn(outputs, inputs, SIDE, SIDE).requires_grad_(), torch.randn(outputs).requires_grad_()
@@ -78,7 +78,7 @@ def measure(batch: int, rounds: int) -> None:
     for _ in range(rounds):
         for name, work in works.items():
             seconds[name].append(seconds_of(work))
-    print(f"| layer, {batch} pictures | ms, median of {rounds} (range) | GFLOP/s |\n| --- | --- | --- |")
+    print(f"| layer, {batch} images | ms, median of {rounds} (range) | GFLOP/s |\n| --- | --- | --- |")
     for name, (_, shape) in cases.items():
         spread = spread_of([1e3 * value for value in seconds[name]])
         print(f"| {name} | {spread.to_text('.2f')} | {flop(*shape) / spread.median / 1e6:,.0f} |")

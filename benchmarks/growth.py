@@ -1,6 +1,6 @@
 """What a training costs as its data set grows: opening, first step, each step, and memory, at 60,000 and 6,000,000.
 
-The pictures are stores of 28x28 pixels made up on the spot (sparse files, random labels); one CPU process trains
+The images are stores of 28x28 pixels made up on the spot (sparse files, random labels); one CPU process trains
 `small_cnn` on them as a rank of our launcher does. In turns, with medians and ranges:
 
     python benchmarks/growth.py --rounds 5
@@ -49,7 +49,7 @@ MEASURES = {
 
 
 def make_store(folder: Path, images: int) -> None:
-    """Write a store of so many training pictures."""
+    """Write a store of so many training images."""
     folder.mkdir()
     generator = np.random.default_rng(0)
     splits = {}

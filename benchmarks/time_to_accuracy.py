@@ -1,8 +1,8 @@
-"""Seconds from a command's start to its test accuracy, pictures not decoded yet, beside an epoch of plain PyTorch.
+"""Seconds from a command's start to its test accuracy, images not decoded yet, beside an epoch of plain PyTorch.
 
-Every time is of a whole process, from before its start to after its end, evaluation included, with the pictures'
+Every time is of a whole process, from before its start to after its end, evaluation included, with the images'
 files in the system's cache. What earlier runs decoded is not used and stays where it is: each run of ours gets a new
-folder of links to the pictures, and decodes into that.
+folder of links to the images, and decodes into that.
 
     python benchmarks/time_to_accuracy.py --data Dataset --config fast --output docs/speed
 """
@@ -133,7 +133,7 @@ def _train_ours(config: str, seed: int, options: argparse.Namespace) -> Measurem
         data, run = Path(folder) / "data", Path(folder) / "run"
         data.mkdir()
         for split in options.data.resolve().iterdir():
-            if split.name in ("train", "test", "val"):  # not the pictures that are decoded already
+            if split.name in ("train", "test", "val"):  # not the images that are decoded already
                 (data / split.name).symlink_to(split)
         words: list[object] = [sys.executable, "-m", "mnist_dist", "train", "--config", config, "--data", data]
         words += ["--set", "data.follow_links=true", "--run", run, "--seed", seed]

@@ -1,6 +1,6 @@
 """What each trick of the training step brings: images a second with all of them, and with one of them left out.
 
-Only the step itself, on random pictures in memory; each measurement is a process of its own, in turns:
+Only the step itself, on random images in memory; each measurement is a process of its own, in turns:
 
     python benchmarks/tricks.py --batch 64 --rounds 5
     python benchmarks/tricks.py --batch 64 --model large_cnn
@@ -31,7 +31,7 @@ from mnist_dist.training.optimizers import build_optimizer
 
 ALL = "as it is"
 LEFT_OUT = {
-    "channels": "pictures with channels first in memory",
+    "channels": "images with channels first in memory",
     "pooling": "pooling after mask and ReLU",
     "optimizer": "the public Optimizer.step and zero_grad",
     "dropout": "nn.Dropout for the many values of large_cnn",
@@ -47,7 +47,7 @@ class LatePoolingSmall(SmallCNN):
     """`SmallCNN` as it is usually written."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Score `(B, C, H, W)` pictures as `(B, K)` logits."""
+        """Score `(B, C, H, W)` images as `(B, K)` logits."""
         x = functional.max_pool2d(functional.relu(self.conv1(x)), 2)
         x = functional.max_pool2d(functional.relu(self.conv2_drop(self.conv2(x))), 2)
         x = functional.relu(self.fc1(x.flatten(1)))
@@ -58,7 +58,7 @@ class LatePoolingLarge(LargeCNN):
     """`LargeCNN` as pytorch/examples writes it."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Score `(B, C, H, W)` pictures as `(B, K)` logits."""
+        """Score `(B, C, H, W)` images as `(B, K)` logits."""
         x = functional.relu(self.conv2(functional.relu(self.conv1(x))))
         x = functional.relu(self.fc1(self.conv2_drop(functional.max_pool2d(x, 2)).flatten(1)))
         return self.fc2(self.fc1_drop(x))

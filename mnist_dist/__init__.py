@@ -1,4 +1,4 @@
-"""Train an image classifier from a folder of pictures on any number of processes, with the same result.
+"""Train an image classifier from a folder of images on any number of processes, with the same result.
 
 import mnist_dist
 

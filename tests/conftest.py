@@ -1,4 +1,4 @@
-"""What the tests share: tiny picture folders, the real command, and groups of real processes."""
+"""What the tests share: tiny image folders, the real command, and groups of real processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small pictures in every format and mode that is read, and ways to damage them."""
+"""Small images in every format and mode that is read, and ways to damage them."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _blocks(part: np.ndarray, rows: int, tile: int | None) -> Iterator[np.ndarra
 
 
 def saved(picture: Image.Image, kind: str, **options: object) -> bytes:
-    """Let Pillow write a picture."""
+    """Let Pillow write an image."""
     file = io.BytesIO()
     picture.save(file, kind, **options)
     return file.getvalue()
@@ -113,7 +113,7 @@ def limited_memory(length: int) -> Iterator[None]:
 
 
 def smooth(generator: Generator, mode: str, size: tuple[int, int] = (14, 11)) -> Image.Image:
-    """Draw a picture that is neither flat nor noise."""
+    """Draw an image that is neither flat nor noise."""
     coarse = generator.integers(0, 256, (4, 5, 4), np.uint8)
     picture = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
     if mode in ("F", "I"):
@@ -126,7 +126,7 @@ def smooth(generator: Generator, mode: str, size: tuple[int, int] = (14, 11)) ->
 
 
 def pictures(generator: Generator) -> dict[str, bytes]:
-    """Make whole pictures, by name; each name ends in an ending that data sets have."""
+    """Make whole images, by name; each name ends in an ending that data sets have."""
     made = {}
     turned = Image.Exif()
     turned[274] = 6

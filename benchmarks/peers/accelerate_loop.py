@@ -32,7 +32,7 @@ def train(options: Options, report: Report) -> nn.Module:
 
 @torch.inference_mode()
 def evaluate(model: nn.Module, options: Options, accelerator: Accelerator) -> float:
-    """Measure the accuracy on the test pictures."""
+    """Measure the accuracy on the test images."""
     loader = accelerator.prepare(build_loader(options, "test", accelerator.device))
     correct = torch.zeros((), dtype=torch.int64, device=accelerator.device)
     for images, labels in loader:

@@ -1,4 +1,4 @@
-"""What every peer shares: the network, the pictures, the command line and the report."""
+"""What every peer shares: the network, the images, the command line and the report."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LEARNING_RATE, MOMENTUM = 0.03, 0.9
 
 
 class SeedCNN(nn.Module):
-    """Two 5x5 convolutions and two linear layers for 28x28 pictures of ten classes: `small_cnn` in plain PyTorch."""
+    """Two 5x5 convolutions and two linear layers for 28x28 images of ten classes: `small_cnn` in plain PyTorch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class SeedCNN(nn.Module):
         self.fc2 = nn.Linear(50, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Score `(B, 1, 28, 28)` pictures as `(B, 10)` logits."""
+        """Score `(B, 1, 28, 28)` images as `(B, 10)` logits."""
         x = functional.relu(functional.max_pool2d(self.conv1(x), 2))  # (B, 10, 12, 12)
         x = functional.relu(functional.max_pool2d(self.conv2_drop(self.conv2(x)), 2))  # (B, 20, 4, 4)
         x = functional.relu(self.fc1(x.flatten(1)))  # (B, 50)
@@ -83,7 +83,7 @@ class Report:
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:
-        """Time the evaluation on the test pictures."""
+        """Time the evaluation on the test images."""
         began = time.perf_counter()
         yield
         self._wait()
@@ -105,8 +105,8 @@ def build_optimizer(model: nn.Module) -> torch.optim.Optimizer:
 
 
 def open_pictures(options: Options, split: str) -> Pictures:
-    """Open an image folder; its training pictures are the same random `--limit` in every run of every peer."""
-    # The first generation of transforms: on pictures this small, it takes a third less time than transforms.v2.
+    """Open an image folder; its training images are the same random `--limit` in every run of every peer."""
+    # The first generation of transforms: on images this small, it takes a third less time than transforms.v2.
     preprocess = transforms.Compose(
         [transforms.Grayscale(), transforms.ToTensor(), transforms.Normalize((MEAN,), (STD,))]
     )
@@ -168,10 +168,10 @@ def _parse(description: str | None) -> Options:
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--workers", type=int, default=0, help="processes that decode")
     parser.add_argument("--threads", type=int, help="of the arithmetic (default: all cores)")
-    parser.add_argument("--limit", type=int, help="training pictures of an epoch, the same in each (default: all)")
-    parser.add_argument("--evaluate", action="store_true", help="measure the accuracy on the test pictures at the end")
+    parser.add_argument("--limit", type=int, help="training images of an epoch, the same in each (default: all)")
+    parser.add_argument("--evaluate", action="store_true", help="measure the accuracy on the test images at the end")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--channels-last", action="store_true", help="keep pictures as NHWC (tensors.py only)")
+    parser.add_argument("--channels-last", action="store_true", help="keep images as NHWC (tensors.py only)")
     return Options(**vars(parser.parse_args()))
 
 

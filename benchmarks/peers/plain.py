@@ -30,7 +30,7 @@ def train(options: Options, report: Report) -> nn.Module:
 
 @torch.inference_mode()
 def evaluate(model: nn.Module, options: Options, device: torch.device) -> float:
-    """Measure the accuracy on the test pictures."""
+    """Measure the accuracy on the test images."""
     loader = build_loader(options, "test", device)
     correct = torch.zeros((), dtype=torch.int64, device=device)
     for images, labels in loader:

@@ -1,4 +1,4 @@
-"""The barest loop there is: all pictures normalised in memory as one tensor, no DataLoader; decoding is not timed."""
+"""The barest loop there is: all images normalised in memory as one tensor, no DataLoader; decoding is not timed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def train(options: Options, report: Report) -> nn.Module:
 
 
 def decode(options: Options, split: str, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Decode a split into `(N, 1, 28, 28)` normalised float32 pictures and their `(N,)` int64 labels."""
+    """Decode a split into `(N, 1, 28, 28)` normalised float32 images and their `(N,)` int64 labels."""
     pictures = open_pictures(options, split)
     images = torch.empty(len(pictures), 1, 28, 28)
     labels = torch.empty(len(pictures), dtype=torch.int64)

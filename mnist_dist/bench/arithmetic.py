@@ -1,4 +1,4 @@
-"""How fast a device multiplies, how much of that a picture needs, and how much memory a process has taken."""
+"""How fast a device multiplies, how much of that an image needs, and how much memory a process has taken."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _seconds_of_product(square: torch.Tensor) -> float:
 
 
 def flop_per_image(parts: Parts) -> float:
-    """Count what forward and backward pass need for one picture: convolutions and matrix products alone. One rank."""
+    """Count what forward and backward pass need for one image: convolutions and matrix products alone. One rank."""
     micro_batch, _ = parts.config.train.split_batch(1)
     return sum(flop_by_operator(parts).values()) / micro_batch
 

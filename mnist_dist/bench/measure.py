@@ -107,7 +107,7 @@ def _measure(
     seconds: float,
     enter: Callable[[Case], AbstractContextManager[Runtime]],
 ) -> tuple[Measured, ...]:
-    """Measure cases in turns; those with too few pictures are left out. Every rank."""
+    """Measure cases in turns; those with too few images are left out. Every rank."""
     found = {case: _Windows() for case in cases if case.global_batch <= len(dataset.train)}
     for _ in range(TURNS):
         for case, windows in found.items():

@@ -85,16 +85,16 @@ class Memory:
     """The memory of rank 0, in bytes."""
 
     peak: int
-    """Resident, until the first case was measured; pictures that are mapped from the store count too."""
+    """Resident, until the first case was measured; images that are mapped from the store count too."""
     imports: int
-    """Of these, before there were pictures or a network."""
+    """Of these, before there were images or a network."""
     cuda_peak: int | None
     """Allocated on the GPU at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arithmetic:
-    """What the device can do and what a picture needs, in floating-point operations."""
+    """What the device can do and what an image needs, in floating-point operations."""
 
     matrix_flop_per_second: float
     flop_per_image: float
@@ -134,7 +134,7 @@ class Record:
         return cls(**values)
 
     def find(self, case: Case) -> Measured | None:
-        """Look a case up; None where the pictures or the device did not allow it."""
+        """Look a case up; None where the images or the device did not allow it."""
         wanted = case if case.precision != "auto" else replace(case, precision=self.precision)
         return next((one for one in self.measured if one.case == wanted), None)
 
@@ -168,7 +168,7 @@ def split_of(windows: Sequence[Window], global_batch: int, without_exchange: Seq
 
     Args:
         windows: Of the training.
-        global_batch: Pictures in a step.
+        global_batch: Images in a step.
         without_exchange: Of the same training with every rank's gradients left where they are; none for one rank.
 
     Returns:

@@ -113,7 +113,7 @@ class Report:
     collective: Collective | None
     """None with one process."""
     prediction: Model | None
-    """None with one process, or where the pictures are too few for another size of batch."""
+    """None with one process, or where the images are too few for another size of batch."""
     advice: Advice
 
 

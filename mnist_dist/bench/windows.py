@@ -123,7 +123,7 @@ class Series:
 
         Args:
             config: Of a case.
-            dataset: With all the training pictures.
+            dataset: With all the training images.
             runtime: This rank's, or one `WithoutExchange`.
             synchronised: Wait for the device between the parts of a step, which makes steps slower on a GPU.
         """

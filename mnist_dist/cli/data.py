@@ -1,4 +1,4 @@
-"""`data`: import, check and measure pictures."""
+"""`data`: import, check and measure images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mnist_dist.cli import flags
 from mnist_dist.errors import ConfigError, DataError, typed
 from mnist_dist.observe.output import open_console, say, written
 
-app = typer.Typer(help="Import, check and measure pictures.", no_args_is_help=True)
+app = typer.Typer(help="Import, check and measure images.", no_args_is_help=True)
 
 Root = Annotated[
     Path | None, typer.Argument(metavar="[DATA]", help="Folder with train/CLASS/* and test/CLASS/*; default Dataset.")
@@ -24,7 +24,7 @@ FollowLinks = Annotated[
     bool, typer.Option("--follow-links", help="Read links that lead out of the folder; `data.follow_links` of a run.")
 ]
 MaxMegapixels = Annotated[
-    int, flags.whole(least=1, most=4096, help="Largest picture to decode; `data.max_megapixels` of a run.")
+    int, flags.whole(least=1, most=4096, help="Largest image to decode; `data.max_megapixels` of a run.")
 ]
 
 
@@ -63,7 +63,7 @@ def check(
     max_megapixels: MaxMegapixels = 256,
     as_json: flags.Json = False,
 ) -> None:
-    """Decode every picture and list each file that cannot be read or would be ignored; exit 3 if one is bad."""
+    """Decode every image and list each file that cannot be read or would be ignored; exit 3 if one is bad."""
     from mnist_dist.data.decode import Decoding, decode_all, discard
     from mnist_dist.data.scan import survey
 
@@ -89,7 +89,7 @@ def check(
             say(f"ignored     {path}  ({reason})")
         for fault in found.faults:
             say(f"fault       {fault}")
-        say(f"{total:,} pictures, {len(unreadable)} unreadable; {len(found.ignored)} other files ignored")
+        say(f"{total:,} images, {len(unreadable)} unreadable; {len(found.ignored)} other files ignored")
     if unreadable or found.faults:
         raise typer.Exit(DataError.exit_code)
 
@@ -104,7 +104,7 @@ def stats(
     max_megapixels: MaxMegapixels = 256,
     as_json: flags.Json = False,
 ) -> None:
-    """Count pictures by class and split, and measure the training set's mean and standard deviation."""
+    """Count images by class and split, and measure the training set's mean and standard deviation."""
     import numpy as np
     from rich.table import Column, Table
 
@@ -119,7 +119,7 @@ def stats(
         "max_megapixels": ("--max-megapixels", max_megapixels),
     }
     settings = [Setting(key=f"data.{key}", value=value, origin=flag) for key, (flag, value) in given.items()]
-    settings.append(Setting(key="model.name", value="large_cnn", origin=""))  # of ours, it takes the smallest pictures
+    settings.append(Setting(key="model.name", value="large_cnn", origin=""))  # of ours, it takes the smallest images
     dataset = open_dataset(load(None, tuple(settings)).config.data, seed=0, announce=partial(say, err=True))
     counts = {
         name: np.bincount(split.labels, minlength=len(dataset.classes)).tolist()

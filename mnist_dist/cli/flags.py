@@ -91,7 +91,7 @@ EpochsKey = Annotated[str | None, typer.Option(metavar="X", help="train.epochs."
 SeedKey = Annotated[str | None, typer.Option(metavar="N", help="train.seed.")]
 ModelKey = Annotated[str | None, typer.Option(metavar="NAME", help="model.name.")]
 BatchSizeKey = Annotated[
-    str | None, typer.Option(metavar="N", help="train.global_batch: pictures in a step, over all processes.")
+    str | None, typer.Option(metavar="N", help="train.global_batch: images in a step, over all processes.")
 ]
 LearningRateKey = Annotated[str | None, typer.Option("--lr", metavar="X", help="optimizer.learning_rate.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any config key; repeatable.")]

@@ -200,7 +200,7 @@ def kubernetes(
     image: Annotated[str, typer.Option(help="An image with this program: launch/kubernetes/Dockerfile makes one.")],
     run_claim: Annotated[str, typer.Option(help="PersistentVolumeClaim for run folders, mounted at /runs.")],
     data_claim: Annotated[
-        str | None, typer.Option(help="PersistentVolumeClaim with the pictures, mounted read-only at /data.")
+        str | None, typer.Option(help="PersistentVolumeClaim with the images, mounted read-only at /data.")
     ] = None,
     nodes: Annotated[int, flags.whole(least=1, most=MOST_MACHINES, help="Pods.")] = 1,
     processes_per_node: Annotated[

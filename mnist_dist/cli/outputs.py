@@ -44,19 +44,19 @@ def check_picture(path: Path | None) -> None:
         Image.new("RGB", (1, 1)).save(io.BytesIO(), format=_format(path))
     except (ValueError, OSError, KeyError, SystemError):
         ending = f"The ending of {path}" if path.suffix else f"{path} has no ending, which"
-        raise ConfigError(f"{ending} names no picture format that can be written: use .png or .jpg.") from None
+        raise ConfigError(f"{ending} names no image format that can be written: use .png or .jpg.") from None
 
 
 def save_picture(picture: Image.Image, path: Path, *, follow: bool = True) -> None:
-    """Draw a picture into a file that `check_picture` has accepted.
+    """Draw an image into a file that `check_picture` has accepted.
 
     Args:
-        picture: In RGB.
+        image: In RGB.
         path: A device or a pipe is written to as it is.
         follow: Write through a symbolic link, as the user has named it; else the link is replaced.
 
     Raises:
-        ConfigError: The format does not take a picture of this size.
+        ConfigError: The format does not take an image of this size.
         StorageError: The file cannot be written; then it is as it was.
     """
     content = io.BytesIO()

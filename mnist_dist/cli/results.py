@@ -38,8 +38,8 @@ def evaluate(
         flags.choice(
             of=("test", "validation", "train"),
             also=dict.fromkeys(("val", "valid", "dev"), "validation"),
-            help="Which pictures.",
-            show_default="test; validation if there are no test pictures",
+            help="Which images.",
+            show_default="test; validation if there are no test images",
         ),
     ] = None,
     processes: Annotated[
@@ -68,7 +68,7 @@ def evaluate(
         dataset = open_data(trained, data, partial(say, err=True))
         name = split or dataset.reported.name
         if name not in dataset.splits:
-            raise ConfigError(f"{dataset.root} has no {name} pictures: use --split {' or '.join(dataset.splits)}.")
+            raise ConfigError(f"{dataset.root} has no {name} images: use --split {' or '.join(dataset.splits)}.")
         evaluation = trained.evaluate(dataset, dataset.splits[name])
         if trained.runtime.rank > 0:
             return
@@ -87,17 +87,17 @@ def evaluate(
 
 def predict(
     run: flags.Run,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Picture files, or folders of them.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of them.")],
     checkpoint: Which = None,
     device: flags.Device = "auto",
     max_megapixels: Annotated[
-        int | None, flags.whole(least=1, most=4096, help="Largest picture to decode.", show_default="the run's own")
+        int | None, flags.whole(least=1, most=4096, help="Largest image to decode.", show_default="the run's own")
     ] = None,
     as_json: flags.Json = False,
     csv_file: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write a CSV file.")] = None,
-    grid: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw the pictures with their labels.")] = None,
+    grid: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw the images with their labels.")] = None,
 ) -> None:
-    """Label pictures, each with its probability."""
+    """Label images, each with its probability."""
     from mnist_dist.run.folder import RunFolder
 
     RunFolder(run).check_run()
@@ -120,7 +120,7 @@ def predict(
         for path, reason in read.unreadable:
             say(f"unreadable  {path}  ({reason})", err=True)
         if not read.files:
-            raise DataError("None of these pictures can be read: nothing was labelled.")
+            raise DataError("None of these images can be read: nothing was labelled.")
         probabilities = trained.predict(read.pixels)
     labels = [trained.classes[index] for index in probabilities.argmax(axis=1)]
     best = probabilities.max(axis=1)
@@ -140,17 +140,17 @@ def predict(
         ]
         save_picture(sample_grid(samples), grid)
     if bad := len(read.unreadable):
-        raise DataError(f"{bad} of {bad + len(read.files)} pictures cannot be read; the others are labelled.")
+        raise DataError(f"{bad} of {bad + len(read.files)} images cannot be read; the others are labelled.")
 
 
 def show(
     run: flags.Run,
     data: Data = None,
     checkpoint: Which = None,
-    count: Annotated[int, flags.whole("--count", "-c", least=1, most=1000, help="How many pictures.")] = 16,
+    count: Annotated[int, flags.whole("--count", "-c", least=1, most=1000, help="How many images.")] = 16,
     mistakes: Annotated[bool, typer.Option("--mistakes", help="The worst mistakes, by loss.")] = False,
     seed: Annotated[
-        int | None, flags.whole(least=0, most=2**63 - 1, help="Draw the same pictures again.", show_default="random")
+        int | None, flags.whole(least=0, most=2**63 - 1, help="Draw the same images again.", show_default="random")
     ] = None,
     output: Annotated[
         Path | None,
@@ -158,7 +158,7 @@ def show(
     ] = None,
     device: flags.Device = "auto",
 ) -> None:
-    """Show random test pictures with predicted and true labels, in the terminal and as a PNG."""
+    """Show random test images with predicted and true labels, in the terminal and as a PNG."""
     from mnist_dist.run.folder import RunFolder
 
     RunFolder(run).check_run()
@@ -188,7 +188,7 @@ def show(
         chosen = keyed_permutation(Purpose.SAMPLE, len(split), key)[:count]
     console = open_console()
     summary = (
-        f"{evaluation.correct:,} of {evaluation.images:,} {split.name} pictures are right ({evaluation.accuracy:.2%})"
+        f"{evaluation.correct:,} of {evaluation.images:,} {split.name} images are right ({evaluation.accuracy:.2%})"
     )
     if not len(chosen):
         print_line(console, f"No mistakes: {summary}")

@@ -144,7 +144,7 @@ def resolve(config: str | None, set_: list[str] | None, given: Mapping[str, str 
 
     Returns:
         The config, and the preset, file or run that it started from: `quick` where the user named neither a config
-        nor pictures and there are none.
+        nor images and there are none.
     """
     from mnist_dist.config import load, parse_setting
 
@@ -165,7 +165,7 @@ def resume(
     run: flags.Run,
     processes: flags.Processes = None,
     device: flags.DeviceKey = None,
-    data: Annotated[str | None, typer.Option(help="Where the run's pictures are now.")] = None,
+    data: Annotated[str | None, typer.Option(help="Where the run's images are now.")] = None,
     max_restarts: flags.MaxRestarts = MAX_RESTARTS,
 ) -> None:
     """Continue a run to its end, from its newest whole checkpoint."""
@@ -198,7 +198,7 @@ def _continue(folder: RunFolder, asked: Resolved, *, given: bool, err: bool) -> 
     Args:
         folder: The run's.
         asked: The command line's config.
-        given: Whether the user named the pictures; else they may lie where they did when the run was started.
+        given: Whether the user named the images; else they may lie where they did when the run was started.
         err: Whether lines go to standard error.
 
     Raises:
@@ -230,7 +230,7 @@ def _with_data(resolved: Resolved, folder: RunFolder, *, err: bool) -> Resolved:
     """Find a run's images where they were when it was started; the launcher prints where they are."""
     root = folder.find_data(resolved.config.data.root)
     if root != resolved.config.data.root and "RANK" not in os.environ:
-        say(f"The pictures are read from {root}, as when the run was started.", err=err)
+        say(f"The images are read from {root}, as when the run was started.", err=err)
     return _with_root(resolved, root)
 
 
@@ -263,7 +263,7 @@ def _supervise(resolved: Resolved, folder: RunFolder, group: Group, restarts: Re
     threads = resolved.config.train.fixed_threads
     began_with = folder.saved_step()
     try:
-        # The ranks import torch while the pictures are decoded.
+        # The ranks import torch while the images are decoded.
         meanwhile = partial(open_data, resolved, err=as_json)
         code = run_local(replace(group, threads=threads), restarts, meanwhile)
     except MnistDistError as error:
@@ -365,7 +365,7 @@ def _print_dry_run(resolved: Resolved, ranks: int) -> None:
     micro_batch, accumulation = options.split_batch(ranks)
     said = {"train": "train", "val": "validation", "test": "test"}
     say(f"processes      {ranks}")
-    say(f"pictures       {', '.join(f'{counts[name]:,} {what}' for name, what in said.items() if name in counts)}")
+    say(f"images       {', '.join(f'{counts[name]:,} {what}' for name, what in said.items() if name in counts)}")
     say(f"global batch   {options.global_batch} = {micro_batch} x {accumulation} x {ranks}")
     say(f"steps          {options.total_steps(counts['train']):,}")
     print(f"\n{resolved.to_yaml()}", end="")

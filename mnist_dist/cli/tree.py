@@ -10,7 +10,7 @@ from mnist_dist.cli.usage import check_words
 
 app = typer.Typer(
     name="mnist-dist",
-    help="Train an image classifier from a folder of pictures, on one CPU or many GPUs, with the same result.",
+    help="Train an image classifier from a folder of images, on one CPU or many GPUs, with the same result.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help, in two thirds of the time

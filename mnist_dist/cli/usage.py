@@ -46,7 +46,7 @@ def explain(error: typer.TyperException) -> ConfigError:
     elif message.startswith("No such command"):
         message = f"{message}{_instead_of_command(message, context)}"
     elif "extra argument" in message and "--data" in _options(context):
-        message = f"{message.rstrip('.')}. The folder of pictures is given with --data, the run's with --run."
+        message = f"{message.rstrip('.')}. The folder of images is given with --data, the run's with --run."
     elif getattr(facts, "param", None) is not None and "Invalid value" in message:
         message = f"{_name(facts.param)} is {_refusal(error)}"
     if words and not message.endswith("?"):

@@ -66,7 +66,7 @@ class Section(BaseModel):
 
 
 class Augmentation(Section):
-    """Random changes to each training picture; all off by default."""
+    """Random changes to each training image; all off by default."""
 
     rotation_degrees: Number = Field(0.0, ge=0, le=180)
     """Rotate by up to this angle either way."""
@@ -89,22 +89,22 @@ class Augmentation(Section):
 
 
 class Data(Section):
-    """Where the pictures are and what a network gets to see of them."""
+    """Where the images are and what a network gets to see of them."""
 
     root: Text = "Dataset"
     """Folder with `train/<class>/*` and `test/<class>/*`, or `embedded:digits`."""
     follow_links: bool = False
-    """Read pictures outside of the data folder too, where links in it lead to them."""
+    """Read images outside of the data folder too, where links in it lead to them."""
     image_size: Whole = Field(28, ge=8, le=1024)
-    """Height and width that every picture is resized to."""
+    """Height and width that every image is resized to."""
     channels: Annotated[Literal[1, 3], BeforeValidator(_no_truth_value)] = 1
     """1 for grayscale, 3 for colour."""
     max_megapixels: Whole = Field(256, ge=1, le=4096)
-    """Pictures of more than so many million pixels are refused: decoding takes up to 12 bytes of memory a pixel."""
+    """Images of more than so many million pixels are refused: decoding takes up to 12 bytes of memory a pixel."""
     validation_fraction: Number = Field(0.0, ge=0, le=0.9)
-    """Share of each class's training pictures to hold out, where there is no `val` folder."""
+    """Share of each class's training images to hold out, where there is no `val` folder."""
     mean: tuple[Annotated[Number, Field(ge=0, le=1)], ...] | None = None
-    """Mean of each channel, for pixels in [0, 1]; null measures it on the training pictures."""
+    """Mean of each channel, for pixels in [0, 1]; null measures it on the training images."""
     std: tuple[Annotated[Number, Field(ge=1e-6, le=1)], ...] | None = None
     """Standard deviation of each channel, likewise."""
     residency: Residency = "auto"
@@ -211,13 +211,13 @@ class Train(Section):
     """How long, in which pieces, and with which arithmetic."""
 
     epochs: Number = Field(10, ge=1e-6, le=1_000_000)
-    """How many times to go through the training pictures; 0.5 is half of them."""
+    """How many times to go through the training images; 0.5 is half of them."""
     max_steps: Whole | None = Field(None, ge=1, le=MOST_STEPS)
     """Stop after this many steps, if that is sooner."""
     global_batch: Whole = Field(64, ge=1, le=10_000_000)
-    """Pictures in one step, over all processes."""
+    """Images in one step, over all processes."""
     micro_batch: Whole | None = Field(None, ge=1, le=10_000_000)
-    """Pictures that a process handles at once; null: its whole share of the global batch, a quarter of it in exact."""
+    """Images that a process handles at once; null: its whole share of the global batch, a quarter of it in exact."""
     reduction: Literal["ddp", "exact"] = "ddp"
     """`exact` gives the same bits on 1, 2, 4, ... processes, as many as there are micro-batches."""
     label_smoothing: Number = Field(0.0, ge=0, lt=1)
@@ -253,7 +253,7 @@ class Train(Section):
             ranks: Number of processes.
 
         Returns:
-            Pictures in a micro-batch, and how many micro-batches each process accumulates in a step.
+            Images in a micro-batch, and how many micro-batches each process accumulates in a step.
 
         Raises:
             ConfigError: The global batch is not a multiple of `ranks` x micro-batch.
@@ -292,7 +292,7 @@ class Train(Section):
         return micro_batch, pieces // ranks
 
     def total_steps(self, images: int) -> int:
-        """Count the run's steps over a training set of `images` pictures."""
+        """Count the run's steps over a training set of `images` images."""
         steps = max(1, math.ceil(exact(self.epochs) * images / self.global_batch))
         return steps if self.max_steps is None else min(steps, self.max_steps)
 

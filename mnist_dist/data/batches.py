@@ -1,4 +1,4 @@
-"""Whole batches on their way to the network: gather, move, augment, normalise; never picture by picture."""
+"""Whole batches on their way to the network: gather, move, augment, normalise; never image by image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where pictures come from: image folders as torchvision lays them out, and the embedded digits."""
+"""Where images come from: image folders as torchvision lays them out, and the embedded digits."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ WORD = 0xFFFF_FFFF_FFFF_FFFF
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pictures:
-    """The picture files of one split, sorted by path."""
+    """The image files of one split, sorted by path."""
 
     files: tuple[str, ...]
     """Paths relative to the data folder, with forward slashes."""
@@ -47,7 +47,7 @@ class Pictures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
-    """Every picture of a data folder, under one class index for all splits."""
+    """Every image of a data folder, under one class index for all splits."""
 
     root: Path
     classes: tuple[str, ...]
@@ -76,7 +76,7 @@ class Survey:
 
 
 def scan(root: Path, *, follow_links: bool = False) -> Listing:
-    """List the pictures of a data folder.
+    """List the images of a data folder.
 
     It has one of four layouts: `train` with `test`, with `val`, or with both, each holding a folder for each class; or
     a folder for each class and no splits.
@@ -86,7 +86,7 @@ def scan(root: Path, *, follow_links: bool = False) -> Listing:
         follow_links: Follow links that lead out of it, too.
 
     Raises:
-        DataError: A folder is missing, a class is in only some of the splits, a class has no pictures, or some of the
+        DataError: A folder is missing, a class is in only some of the splits, a class has no images, or some of the
             files cannot be used.
     """
     found = survey(root, follow_links=follow_links)
@@ -98,14 +98,14 @@ def scan(root: Path, *, follow_links: bool = False) -> Listing:
 
 
 def survey(root: Path, *, follow_links: bool = False) -> Survey:
-    """List the pictures of a data folder, and all that training would refuse or pass over.
+    """List the images of a data folder, and all that training would refuse or pass over.
 
     Raises:
         DataError: There is no such folder, or it has none of the layouts.
     """
     if not root.is_dir():
         raise DataError(
-            f"There is no data folder {root}. Put pictures into {root / 'train' / 'CLASS'} and "
+            f"There is no data folder {root}. Put images into {root / 'train' / 'CLASS'} and "
             f"{root / 'test' / 'CLASS'}, import a set with `mnist-dist data import`, or name another folder "
             f"with --data."
         )
@@ -142,7 +142,7 @@ def unreadable(root: Path, what: str, bad: Iterable[tuple[str, str]]) -> DataErr
 
     Args:
         root: The data folder.
-        what: `file` or `picture`.
+        what: `file` or `image`.
         bad: Their paths and the reasons.
     """
     pairs = list(bad)
@@ -282,8 +282,8 @@ def _empty_faults(
     if not empty:
         return []
     return [
-        f"{_count(empty, 'class folder has', 'class folders have')} no pictures: {_some(empty)}. "
-        f"Pictures are files that end in {' '.join(EXTENSIONS)}."
+        f"{_count(empty, 'class folder has', 'class folders have')} no images: {_some(empty)}. "
+        f"Images are files that end in {' '.join(EXTENSIONS)}."
     ]
 
 

@@ -35,7 +35,7 @@ class ConfigError(MnistDistError):
 
 
 class DataError(MnistDistError):
-    """The pictures, or the folders they lie in, cannot be used."""
+    """The images, or the folders they lie in, cannot be used."""
 
     exit_code = 3
 

@@ -27,7 +27,7 @@ def render(job: KubernetesJob) -> str:
 
     What a user would have to know about pods is added to the command where it is missing: `--resume`, since a pod
     that is started again has the same command as before; `--run-dir` below `/runs`, named after the job; `--data
-    /data` where there is a claim with pictures. `--run` becomes `--run-dir`, since torchrun takes the former for
+    /data` where there is a claim with images. `--run` becomes `--run-dir`, since torchrun takes the former for
     its own `--run-path`. All else stays as it is; a `--config` must be a preset or a file of the image.
 
     With one process in a pod, the pod is that process. Kubernetes then sees its exit code: an error of the user's
@@ -138,7 +138,7 @@ def complete(job: KubernetesJob) -> list[str]:
     if job.data_claim is None:
         _require(
             data is None or not _is_below(data, DATA),
-            f"command has --data {data}, but nothing is mounted there: give data_claim, the claim with the pictures.",
+            f"command has --data {data}, but nothing is mounted there: give data_claim, the claim with the images.",
         )
     elif data is not None:
         _require(
@@ -165,7 +165,7 @@ def _value(words: list[str], option: str) -> str | None:
 
 
 def _is_below(path: str, mount: PurePosixPath) -> bool:
-    """Tell whether a path lies on a mounted volume; the mount itself holds pictures, but is no run's folder."""
+    """Tell whether a path lies on a mounted volume; the mount itself holds images, but is no run's folder."""
     folder = PurePosixPath(path)
     return ".." not in folder.parts and (mount in folder.parents or folder == mount == DATA)
 

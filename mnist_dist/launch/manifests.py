@@ -13,7 +13,7 @@ from mnist_dist.launch.engines import FORWARDED_SIGNALS
 Kind = Literal["job", "trainjob"]
 
 DATA = PurePosixPath("/data")
-"""Where the claim with the pictures is mounted, read-only."""
+"""Where the claim with the images is mounted, read-only."""
 RUNS = PurePosixPath("/runs")
 """Where the claim for run folders is mounted."""
 FINAL_CODES = tuple(
@@ -44,7 +44,7 @@ class KubernetesJob:
     command: tuple[str, ...]
     """`train` and its options; see `render` for those that may be left out."""
     data_claim: str | None = None
-    """PersistentVolumeClaim with the pictures, mounted read-only; None: they are in the image, or embedded."""
+    """PersistentVolumeClaim with the images, mounted read-only; None: they are in the image, or embedded."""
     nodes: int = 1
     processes_per_node: int = 1
     gpus_per_node: int = 0
@@ -221,7 +221,7 @@ def _environment(job: KubernetesJob) -> list[dict[str, Any]]:
         EXPECTED_RANKS: job.nodes * job.processes_per_node,
         "OMP_NUM_THREADS": max(1, job.cpus // job.processes_per_node),  # else as many as the machine has, not the pod
         "PYTHONSAFEPATH": "1",  # a module in the pods' working folder hides none
-        "HOME": "/tmp",  # caches, the decoded pictures among them: /data is read-only
+        "HOME": "/tmp",  # caches, the decoded images among them: /data is read-only
         **({} if job.gpus_per_node else {"ACCELERATE_USE_CPU": "true"}),
     }
     return [{"name": name, "value": _literal([str(value)])[0]} for name, value in values.items()]

@@ -60,7 +60,7 @@ def own_group(
     extra: tuple[str, ...] = (),
 ) -> Group:
     """Describe this very command line, with `extra` options, as a group of workers; see `Group`."""
-    # Where no launcher decodes the pictures beforehand, a rank does, and the others wait for it in silence.
+    # Where no launcher decodes the images beforehand, a rank does, and the others wait for it in silence.
     return Group(
         command=(*own_command(), *sys.argv[1:], *extra),
         ranks=ranks,

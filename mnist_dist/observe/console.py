@@ -173,8 +173,8 @@ def next_commands(run: str, *, data: str) -> list[tuple[str, str]]:
     watched, run = quote(str(parent) if parent.name == "runs" else run), quote(run)
     return [
         (f"{program} monitor {watched}", "watch it in TensorBoard"),
-        (f"{program} predict {run} PICTURE.png", "label pictures"),
-        (f"{program} train --data FOLDER", "train on your own pictures")
+        (f"{program} predict {run} IMAGE.png", "label images"),
+        (f"{program} train --data FOLDER", "train on your own images")
         if data.startswith(EMBEDDED_DIGITS)
         else (f"{program} show {run}", "see predictions"),
     ]

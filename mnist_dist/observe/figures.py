@@ -1,4 +1,4 @@
-"""Pictures of pictures: a grid of samples, each titled with its predicted and its true class."""
+"""Pictures for a person: a grid of samples, each titled with its predicted and its true class."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RIGHT, WRONG, TEXT, PAPER = "#1a7f37", "#cf222e", "#24292f", "#ffffff"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """A picture with what the network says of it."""
+    """An image with what the network says of it."""
 
     pixels: NDArray[np.uint8]
     """`(C, H, W)`"""
@@ -83,6 +83,6 @@ def _tile(pixels: NDArray[np.uint8]) -> Image.Image:
 
 
 def _title(sample: Sample) -> list[str]:
-    """List the lines above a picture."""
+    """List the lines above an image."""
     second = f"true {sample.true}" if sample.true is not None else sample.note
     return [line for text in (f"predicted {sample.predicted}", second) for line in wrap(drawable(text), TILE)]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 ESCAPED = "backslashreplace"
 """How a stream writes a character that its encoding lacks."""
 LEAST_WIDTH = 16
-"""Columns that text and pictures get in any terminal."""
+"""Columns that text and images get in any terminal."""
 LEAST_TABLE_WIDTH = 64
 """Columns that tables get: a narrower terminal breaks their rows, and no figure or name is cut off."""
 ENDLESS_WIDTH = 1000

@@ -102,6 +102,6 @@ class TensorBoard(Observer):
 
 
 def markdown(value: object) -> str:
-    """Return a value as text for a table in TensorBoard, where none of it is a link, a picture, HTML or a cell end."""
+    """Return a value as text for a table in TensorBoard, where none of it is a link, an image, HTML or a cell end."""
     text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
     return "".join(f"&#{ord(c)};" if c in string.punctuation else c for c in shown(text))

@@ -1,4 +1,4 @@
-"""Pictures in a terminal, two pixels a character."""
+"""Images in a terminal, two pixels a character."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RAMP = " .:-=+*#%@"
 
 
 def print_samples(console: Console, samples: list[Sample]) -> None:
-    """Print pictures side by side, each below its prediction; in colour where the console has it."""
+    """Print images side by side, each below its prediction; in colour where the console has it."""
     paint = _blocks if console.color_system and glyph(console, BLOCK, "") else _characters
     right = glyph(console, "✓", "(right)")
     titles, pictures = [], []

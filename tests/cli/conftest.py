@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on the embedded digits with held-out validation pictures, made by the real command."""
+    """A run on the embedded digits with held-out validation images, made by the real command."""
     folder = tmp_path_factory.mktemp("trained")
     words = [
         "train",

@@ -1,4 +1,4 @@
-"""The real command on tiny pictures: what it finds fits together, and nothing is left behind."""
+"""The real command on tiny images: what it finds fits together, and nothing is left behind."""
 
 import math
 

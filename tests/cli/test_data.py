@@ -25,11 +25,11 @@ def test_check_lists_every_bad_file_and_all_that_is_passed_over_at_once(tmp_path
     ignored = [line for line in lines if line.startswith("ignored")]
     assert [reason for line in ignored for reason in line.split("  (")[1:]] == [
         "beside train, val and test)",
-        "not a picture by its ending)",
+        "not an image by its ending)",
         "beside the class folders)",
     ]
     assert "b\\xe9.txt" in ignored[1] or "b\\udce9.txt" in ignored[1]
-    assert lines[-1] == "12 pictures, 4 unreadable; 3 other files ignored"
+    assert lines[-1] == "12 images, 4 unreadable; 3 other files ignored"
     record = command("data", "check", root, "--json").json()
     assert len(record["unreadable"]) == 4
     assert record["ignored"] == sorted(record["reasons"])

@@ -58,7 +58,7 @@ CLAIM = ["--image", "mnist-dist:0.1.0", "--run-claim", "runs"]
         (["launch", "torchrun", "--", "train", "--run-dir", ""], 2, "--run-dir is empty: give it a value"),
         (["train", "--device", "mps"], 2, "there is no Apple GPU here"),
         (["train", "--precision", "fp16", "--device", "cpu"], 2, "fp16 needs a CUDA GPU, and this run is on cpu"),
-        (["train", "--set", "train.global_batch=2000"], 2, "only 1438 training pictures"),
+        (["train", "--set", "train.global_batch=2000"], 2, "only 1438 training images"),
         (["train", "--data", "nowhere"], 3, "There is no data folder nowhere."),
         (["train", "--procesess", "2"], 2, "No such option"),
         (["evaluate", "."], 2, "not a run: it has no config.yaml"),
@@ -80,7 +80,7 @@ CLAIM = ["--image", "mnist-dist:0.1.0", "--run-claim", "runs"]
         (["resume", "r", "--epochs", "9"], 2, "A resumed run keeps its config"),
         (["evaluate", "r", "--batch-size", "9"], 2, "This command chooses its own batches"),
         (["train", "-lr", "0.1"], 2, "No such option: -l. Long options begin with two dashes."),
-        (["train", "Dataset"], 2, "The folder of pictures is given with --data"),
+        (["train", "Dataset"], 2, "The folder of images is given with --data"),
         (["evaluate"], 2, "Missing argument 'RUN'."),
         (["evaluate", "nowhere"], 2, "nowhere is not a run: there is no such folder."),
         (["eval", "r"], 2, "No such command 'eval'. Did you mean 'evaluate'?"),
@@ -102,11 +102,11 @@ def test_a_mistake_gives_its_message_and_exit_code(command, tmp_path, words, cod
 @pytest.mark.parametrize("processes", [1, 2])
 def test_pictures_that_cannot_be_read_are_named_before_anything_is_trained(command, tmp_path, folder_of, processes):
     root = folder_of(tmp_path / "Dataset")
-    (root / "train" / "class-1" / "0.png").write_bytes(b"no picture")
+    (root / "train" / "class-1" / "0.png").write_bytes(b"no image")
     ended = command("train", "--processes", processes, "--run", "run", "--set", "train.global_batch=4")
     assert ended.code == 3
     assert ended.err.count("error:") == 1
-    assert "1 picture cannot be read: Dataset/train/class-1/0.png" in ended.err
+    assert "1 image cannot be read: Dataset/train/class-1/0.png" in ended.err
     assert not (tmp_path / "run").exists()
 
 
@@ -128,7 +128,7 @@ def test_data_check_lists_every_bad_file(command, tmp_path, folder_of):
     ended = command("data", "check")
     assert ended.code == 3
     assert all(f"unreadable  {path.relative_to(tmp_path)}" in ended.out for path in bad)
-    assert "81 pictures, 2 unreadable; 1 other files ignored" in ended.out
+    assert "81 images, 2 unreadable; 1 other files ignored" in ended.out
     assert set(command("data", "check", "--json").json()["unreadable"]) == {
         "train/class-0/1.png",
         "test/class-2/4.png",
@@ -280,7 +280,7 @@ def test_pictures_of_other_classes_are_refused(command, tmp_path, trained_run, f
     ended = command("evaluate", trained_run, "--data", "bars")
     assert ended.code == 4
     assert "knows the classes 0, 1" in ended.err
-    assert not (tmp_path / "bars" / ".mnist-dist").exists(), "the pictures were decoded"
+    assert not (tmp_path / "bars" / ".mnist-dist").exists(), "the images were decoded"
 
 
 def test_a_network_that_memory_does_not_hold_is_out_of_memory(tmp_path):
@@ -310,7 +310,7 @@ def test_predict_labels_what_it_can_read_and_names_the_rest(command, tmp_path, t
     assert len((tmp_path / "labels.csv").read_text().splitlines()) == 3
     assert "bad.png  (it is none of" in ended.err
     assert "missing.png  (No such file or directory)" in ended.err
-    assert "2 of 4 pictures cannot be read" in ended.err
+    assert "2 of 4 images cannot be read" in ended.err
     assert "Traceback" not in ended.err
 
 

@@ -47,7 +47,7 @@ def text_of(ended, encoding="utf-8"):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with hostile pictures, and a run on them in a Latin-1 terminal."""
+    """A folder with hostile images, and a run on them in a Latin-1 terminal."""
     root = tmp_path_factory.mktemp("names")
     generator = np.random.default_rng(0)
     for split, count in (("train", 4), ("test", 1)):
@@ -70,7 +70,7 @@ def test_a_run_shows_its_names_as_text(folder):
     output = (folder / "output").read_text()
     assert r"12 (\x1b[31mred, " in output
     assert ", ...)" in output
-    assert r"predict $'my run [x]\x1b' PICTURE.png" in output  # as bash reads it
+    assert r"predict $'my run [x]\x1b' IMAGE.png" in output  # as bash reads it
     assert json.loads((folder / "my run [x]\x1b" / "result.json").read_text())["status"] == "finished"
 
 

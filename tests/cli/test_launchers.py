@@ -97,7 +97,7 @@ def test_a_dry_run_under_a_launcher_trains_nothing(tmp_path):
 
 @pytest.fixture
 def slow_pictures(tmp_path, folder_of):
-    """A folder whose pictures take many seconds to decode: one large picture under 1,500 names."""
+    """A folder whose images take many seconds to decode: one large image under 1,500 names."""
     root = folder_of(tmp_path / "Dataset", train=1, test=1, size=1500)
     for number in range(1, 500):
         for label in range(3):

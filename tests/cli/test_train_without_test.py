@@ -33,7 +33,7 @@ def test_a_run_without_test_images_reports_its_validation_images(folder, command
 
     evaluated = command("evaluate", run, "--json").json()
     assert evaluated["accuracy"] == pytest.approx(result["metrics"]["validation_accuracy"])
-    assert "of 10 validation pictures are right" in command("show", run, "--count", 2).out
+    assert "of 10 validation images are right" in command("show", run, "--count", 2).out
     refused = command("evaluate", run, "--split", "test")
     assert refused.code == 2
     assert "use --split train or validation" in refused.err

@@ -95,7 +95,7 @@ def disagreeing() -> str:
 
 
 def nan_on_one_rank(*, folder: str) -> str:
-    """Train with pictures that are not numbers in step 3 of the last rank."""
+    """Train with images that are not numbers in step 3 of the last rank."""
     from mnist_dist.config import load, parse_setting
     from mnist_dist.run import build
 

@@ -1,4 +1,4 @@
-"""A store's files cut, emptied, flipped or replaced: the pictures come out right, and a line says so."""
+"""A store's files cut, emptied, flipped or replaced: the images come out right, and a line says so."""
 
 import errno
 import json
@@ -27,7 +27,7 @@ def open_store(said):
 
 @pytest.fixture
 def root(tmp_path, folder_of, monkeypatch):
-    monkeypatch.setattr(scan, "UNSETTLED_NANOSECONDS", 0)  # as if the pictures were old
+    monkeypatch.setattr(scan, "UNSETTLED_NANOSECONDS", 0)  # as if the images were old
     return folder_of(tmp_path / "data", classes=3, train=4, test=2, size=8)
 
 
@@ -201,7 +201,7 @@ def test_labels_that_name_no_class_are_damage(root, open_store):
 
 
 def test_of_very_many_pixels_some_blocks_are_verified_and_over_many_starts_all(root, open_store, monkeypatch):
-    monkeypatch.setattr(files, "BLOCK", 64)  # one picture
+    monkeypatch.setattr(files, "BLOCK", 64)  # one image
     monkeypatch.setattr(store_files, "BLOCK", 64)
     good = open_store(root)
     flip(good.folder / "train-images.npy", None)

@@ -25,8 +25,8 @@ def decoded(tmp_path):
     """Decode a file's content, without resizing it if it is square."""
 
     def run(content, size, channels=1, **options):
-        (tmp_path / "picture.png").write_bytes(content)
-        return decode(tmp_path / "picture.png", size, channels, **options)
+        (tmp_path / "image.png").write_bytes(content)
+        return decode(tmp_path / "image.png", size, channels, **options)
 
     return run
 
@@ -34,7 +34,7 @@ def decoded(tmp_path):
 def refusal(decoded, content, *, size=8, **options):
     verdicts = set()
     for channels in (1, 3):
-        with pytest.raises(UnreadableError, match=r"picture\.png cannot be read as a picture") as raised:
+        with pytest.raises(UnreadableError, match=r"image\.png cannot be read as an image") as raised:
             decoded(content, size, channels, **options)
         verdicts.add(raised.value.reason)
     assert len(verdicts) == 1

@@ -227,17 +227,17 @@ def test_a_config_of_accelerate_that_cannot_be_read_is_a_warning(tmp_path, text)
 def test_a_data_folder_is_counted(tmp_path, folder_of):
     finding = surroundings.pictures(folder_of(tmp_path / "data", classes=3, train=20, test=7))
     assert finding.state == "ok"
-    assert "60 train, 21 test; 3 classes with 20 training pictures each" in finding.found
+    assert "60 train, 21 test; 3 classes with 20 training images each" in finding.found
     (tmp_path / "data" / "train" / "class-1" / "0.png").unlink()
     assert "59 train, 21 test; 3 classes with 19 to 20" in surroundings.pictures(tmp_path / "data").found
 
 
-def test_a_class_that_only_one_split_has_is_a_problem(tmp_path, folder_of):
+def test_a_class_without_training_images_is_a_problem(tmp_path, folder_of):
     root = folder_of(tmp_path / "data", classes=3)
-    shutil.rmtree(root / "test" / "class-1")
+    shutil.rmtree(root / "train" / "class-1")
     finding = surroundings.pictures(root)
     assert finding.state == "problem"
-    assert str(root / "test" / "class-1") in finding.found
+    assert str(root / "train" / "class-1") in finding.found
 
 
 def test_links_out_of_a_data_folder_are_a_warning_with_the_option_to_follow_them(tmp_path, folder_of):

@@ -25,7 +25,7 @@ def idx(array):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A small set in MNIST's names, half of it gzipped: 30 and 12 pictures of 12 classes."""
+    """A small set in MNIST's names, half of it gzipped: 30 and 12 images of 12 classes."""
     generator = np.random.default_rng(0)
     for stem, count in (("train", 30), ("t10k", 12)):
         images = generator.integers(0, 256, (count, 20, 20))
@@ -199,7 +199,7 @@ def test_an_import_of_the_same_process_number_keeps_its_folder(folder, tmp_path)
 def test_a_writing_process_that_is_killed_is_told_in_a_sentence(folder, tmp_path, monkeypatch):
     read = read_idx_folder(folder)
     monkeypatch.setattr(Image, "fromarray", lambda image: os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(WorkerError, match="A process that was writing pictures was killed"):
+    with pytest.raises(WorkerError, match="A process that was writing images was killed"):
         write_image_folder(read, tmp_path / "Dataset", print)
     assert not (tmp_path / "Dataset").exists()
 

@@ -1,4 +1,4 @@
-"""Damaged pictures of every format: each has the pixels that Pillow finds, or is refused by name."""
+"""Damaged images of every format: each has the pixels that Pillow finds, or is refused by name."""
 
 import collections
 import re
@@ -41,7 +41,7 @@ def pillows(path, channels, monkeypatch):
 
 
 def check_all(tmp_path, monkeypatch, capfd, *, count, seed):
-    """Damage pictures, decode them in every way, and count what became of them."""
+    """Damage images, decode them in every way, and count what became of them."""
     generator = np.random.default_rng(seed)
     whole = pictures(generator)
     names, contents = list(whole), list(whole.values())

@@ -141,7 +141,7 @@ ODD = {
     "more after the end": lambda _: WHOLE + b"more",
     "no image data": lambda _: SIGNATURE + header(12, 1) + chunk(b"IEND", b""),
     "empty": lambda _: b"",
-    "no picture": lambda _: b"not a picture",
+    "no image": lambda _: b"not an image",
     "wrong checksum of the header": lambda _: broken(WHOLE, 30),
     "wrong checksum of the image data": lambda _: broken(WHOLE, len(WHOLE) - 13),
     "wrong checksum of the end": lambda _: broken(WHOLE, len(WHOLE) - 1),
@@ -188,7 +188,7 @@ def test_files_that_are_missing_are_left_to_pillow(tmp_path):
 
 
 def test_any_damage_to_a_byte_gives_what_pillow_gives(tmp_path):
-    """A picture that is accepted in spite of a flipped bit must be the one that Pillow makes of it."""
+    """An image that is accepted in spite of a flipped bit must be the one that Pillow makes of it."""
     for at in range(len(WHOLE)):
         path = tmp_path / "a.png"
         path.write_bytes(broken(WHOLE, at))

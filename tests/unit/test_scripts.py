@@ -50,7 +50,7 @@ def test_a_quoted_word_is_printed_as_it_is(word):
 
 def test_a_command_in_a_message_can_be_typed():
     assert typed("resume", "a\u00a0b") == r"`mnist-dist resume $'a\xc2\xa0b'`"
-    assert next_commands("a\u00a0b", data="d")[1][0].endswith(r" predict $'a\xc2\xa0b' PICTURE.png")
+    assert next_commands("a\u00a0b", data="d")[1][0].endswith(r" predict $'a\xc2\xa0b' IMAGE.png")
 
 
 @pytest.mark.parametrize("word", ODD)

@@ -27,7 +27,7 @@ def test_a_figure_that_a_newer_version_wrote_is_passed_over():
     assert Progress.from_json(record(ROW | {"top_5_accuracy": 0.99})) is not None
 
 
-@pytest.mark.parametrize("row", [{**ROW, "train_loss": "low"}, {**ROW, "test_accuracy": None}, [1], "none"])
+@pytest.mark.parametrize("row", [{**ROW, "train_loss": "low"}, [1], "none"])
 def test_a_row_with_wrong_figures_is_refused(row):
     with pytest.raises(ValueError, match="last"):
         Progress.from_json(record(row))

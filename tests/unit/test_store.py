@@ -178,10 +178,10 @@ def test_a_full_or_read_only_disk_falls_back_to_memory_with_a_message(
 
 def test_every_unreadable_picture_is_named_and_no_store_is_left(tmp_path, folder_of, open_store):
     root = folder_of(tmp_path / "data")
-    (root / "train" / "class-1" / "0.png").write_bytes(b"not a picture")
+    (root / "train" / "class-1" / "0.png").write_bytes(b"not an image")
     whole = (root / "train" / "class-2" / "5.png").read_bytes()
     (root / "train" / "class-2" / "5.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match=r"2 pictures cannot be read: .*class-1/0.png.*class-2/5.png.*data check"):
+    with pytest.raises(DataError, match=r"2 images cannot be read: .*class-1/0.png.*class-2/5.png.*data check"):
         open_store(root)
     assert not list((root / scan.OWN_FOLDER).glob("*/index.json"))
 
@@ -254,8 +254,8 @@ def test_a_fraction_that_leaves_a_class_empty_is_refused(tmp_path, folder_of):
 def test_a_new_picture_that_cannot_be_read_costs_no_store(tmp_path, folder_of, open_store, said):
     root = folder_of(tmp_path / "data")
     built = open_store(root)
-    (root / "train" / "class-1" / "new.png").write_bytes(b"not a picture")
-    with pytest.raises(DataError, match="1 picture cannot be read"):
+    (root / "train" / "class-1" / "new.png").write_bytes(b"not an image")
+    with pytest.raises(DataError, match="1 image cannot be read"):
         open_store(root)
     (root / "train" / "class-1" / "new.png").unlink()
     said.clear()

@@ -71,7 +71,7 @@ def test_where_nothing_is_alike_nothing_is_suggested(key):
     [
         ("model=large_cnn", "model is 'large_cnn'.*it is a section of keys. Did you mean 'model.name'"),
         ("optimizer=adam", "Did you mean 'optimizer.name'"),
-        ("data=Pictures", "Did you mean 'data.root'"),
+        ("data=Images", "Did you mean 'data.root'"),
         ("train.device=gpu", "it must be auto, cpu, cuda or mps. Did you mean 'cuda'"),
         ("train.precision=float16", "Did you mean 'fp16'"),
         ("optimizer.name=Adam", "it must be adam, adamw or sgd. Did you mean 'adam'"),
