@@ -51,7 +51,7 @@ def save_picture(picture: Image.Image, path: Path, *, follow: bool = True) -> No
     """Draw an image into a file that `check_picture` has accepted.
 
     Args:
-        image: In RGB.
+        picture: In RGB.
         path: A device or a pipe is written to as it is.
         follow: Write through a symbolic link, as the user has named it; else the link is replaced.
 

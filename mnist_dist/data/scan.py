@@ -34,7 +34,7 @@ WORD = 0xFFFF_FFFF_FFFF_FFFF
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pictures:
+class ImageFiles:
     """The image files of one split, sorted by path."""
 
     files: tuple[str, ...]
@@ -51,7 +51,7 @@ class Listing:
 
     root: Path
     classes: tuple[str, ...]
-    splits: dict[str, Pictures]
+    splits: dict[str, ImageFiles]
     """`train` and, if there are such folders, `val` and `test`. A folder without splits is all `train`."""
     folders: dict[str, list[int] | None]
     """What `folder_stamp` says of each folder, from before it was listed; None: there is none. Empty for a folder that
@@ -271,7 +271,7 @@ def _empty_faults(
     places: dict[str, str],
     classes: Sequence[str],
     folders: dict[str, list[str]],
-    splits: dict[str, Pictures],
+    splits: dict[str, ImageFiles],
 ) -> list[str]:
     empty = [
         str(root / places[split] / name)
@@ -287,7 +287,7 @@ def _empty_faults(
     ]
 
 
-def _list_pictures(root: Path, place: str, classes: Sequence[str], folders: Sequence[str], walk: Walk) -> Pictures:
+def _list_pictures(root: Path, place: str, classes: Sequence[str], folders: Sequence[str], walk: Walk) -> ImageFiles:
     start = len(str(root / "train")) - len("train")
     label_of = {name: label for label, name in enumerate(classes)}
     rows = [
@@ -297,7 +297,7 @@ def _list_pictures(root: Path, place: str, classes: Sequence[str], folders: Sequ
     ]
     rows.sort()
     files, labels, *stamps = zip(*rows, strict=True) if rows else ((),) * 6
-    return Pictures(files=files, labels=np.array(labels, np.int64), stamps=np.array(stamps, np.uint64))
+    return ImageFiles(files=files, labels=np.array(labels, np.int64), stamps=np.array(stamps, np.uint64))
 
 
 def _count(items: Sequence[object], one: str, many: str) -> str:

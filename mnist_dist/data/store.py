@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from mnist_dist.data.decode import Chunk, Decoding, Keep, decode_all, hand_over
 from mnist_dist.data.files import DamagedError, Sums, array_file, remove, write_array, write_sealed
 from mnist_dist.data.freshness import Memory, agrees, look, recall, remember
-from mnist_dist.data.scan import OWN_FOLDER, Listing, Pictures, scan, unreadable
+from mnist_dist.data.scan import OWN_FOLDER, ImageFiles, Listing, scan, unreadable
 from mnist_dist.data.store_files import (
     DTYPES,
     FORMAT,
@@ -270,7 +270,7 @@ def _decode_to_memory(listing: Listing, decoding: Decoding, announce: Announce) 
 
 
 def _readable(
-    root: Path, pictures: Pictures, decoding: Decoding, announce: Announce, keep: Keep[T]
+    root: Path, pictures: ImageFiles, decoding: Decoding, announce: Announce, keep: Keep[T]
 ) -> Iterator[Chunk[T]]:
     """Yield the decoded chunks of a split; raise after its last one if any image could not be read."""
     bad: list[tuple[str, str]] = []

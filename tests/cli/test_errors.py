@@ -110,12 +110,12 @@ def test_pictures_that_cannot_be_read_are_named_before_anything_is_trained(comma
     assert not (tmp_path / "run").exists()
 
 
-def test_a_class_in_only_one_split_is_named(command, tmp_path, folder_of):
+def test_a_class_without_training_images_is_named(command, tmp_path, folder_of):
     root = folder_of(tmp_path / "Dataset")
-    (root / "test" / "class-1").rename(tmp_path / "elsewhere")
+    (root / "train" / "class-1").rename(tmp_path / "elsewhere")
     ended = command("train", "--run", "run", "--set", "train.global_batch=4")
     assert ended.code == 3
-    assert "1 folder is missing: Dataset/test/class-1" in ended.err
+    assert "1 folder is missing: Dataset/train/class-1" in ended.err
     assert not (tmp_path / "run").exists()
 
 
