@@ -145,7 +145,7 @@ def main() -> None:
     for ranks in counts:
         rate = batch / model.seconds(ranks)
         print(f"{ranks:>9} {rate:>10,.0f} {model.efficiency(ranks):>10.0%} {measured.get(ranks, ''):>10}".rstrip())
-    print(f"\nUp to {model.pays_up_to(max(counts, default=1))} processes have an efficiency of a half or more.")
+    print(f"\nThe most processes with an efficiency of a half or more: {model.pays_up_to(max(counts, default=1))}.")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from mnist_dist.bench.records import (
     PeakMemory,
     Speed,
     Window,
-    divide,
+    divide_time,
     speed_of,
 )
 from mnist_dist.bench.windows import Series, WithoutExchange, config_of, seconds_of_step, synchronise, take_turns
@@ -163,7 +163,7 @@ def _take_turn(config: Config, dataset: Dataset, runtime: Runtime, seconds: floa
     runtimes = [runtime] if runtime.ranks == 1 else [runtime, WithoutExchange(runtime)]
     if windows.steps == 0:
         a_step = seconds_of_step(Series(config, dataset, runtime), runtime, seconds / WINDOWS)
-        windows.steps, windows.number = divide(seconds, a_step, config.train.log_every)
+        windows.steps, windows.number = divide_time(seconds, a_step, config.train.log_every)
     queued = runtime.device.type != "cpu"  # then a stopwatch sees work that is only asked for
     if queued:
         windows.free += take_turns([Series(config, dataset, runtime)], windows.steps, windows.number)[0]

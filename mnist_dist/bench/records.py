@@ -152,7 +152,7 @@ class GroupResult:
         return next((speed for speed in self.speeds if all(getattr(speed, k) == v for k, v in fields.items())), None)
 
 
-def divide(seconds: float, a_step: float, log_every: int) -> tuple[int, int]:
+def divide_time(seconds: float, a_step: float, log_every: int) -> tuple[int, int]:
     """Divide the time for a case into windows.
 
     Args:

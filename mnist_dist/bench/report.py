@@ -100,11 +100,11 @@ def assemble(
         arithmetic=alone.arithmetic,
         memory=alone.memory,
         collective=results[cases.grouped].collective,
-        advice=advise(usual, scaling, alternatives, alone.arithmetic.share, needed_cpus, free_cpus),
+        advice=advice_for(usual, scaling, alternatives, alone.arithmetic.share, needed_cpus, free_cpus),
     )
 
 
-def advise(
+def advice_for(
     usual: Speed,
     scaling: tuple[Speed, ...],
     alternatives: tuple[Speed, ...],

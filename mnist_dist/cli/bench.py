@@ -64,7 +64,7 @@ def bench(
     if source == QUICK != config:
         say("No folder Dataset here: measuring on the 1,797 embedded digits (preset quick).", err=True)
     if sys.stderr.isatty():
-        say("Measuring; other programs that work meanwhile spoil the figures ...", err=True)
+        say("Measuring; other programs that run meanwhile distort the figures ...", err=True)
     report = _measure(resolved, cases, seconds)
     if as_json:
         say(json.dumps(asdict(report)))

@@ -39,9 +39,9 @@ def doctor(
     """Look at versions, devices, limits, communication and data. Exit 2 if something would make a run fail."""
     if output is not None:
         if device == "all":
-            from mnist_dist.doctor.survey import survey
+            from mnist_dist.doctor.survey import survey_torch
 
-            survey(output)
+            survey_torch(output)
         else:
             from mnist_dist.doctor.all_reduce import measure
 

@@ -100,7 +100,7 @@ def graphics() -> list[Finding]:
     return findings
 
 
-def choice() -> Finding:
+def train_choice() -> Finding:
     """Call the functions by which `train` chooses device and precision."""
     try:
         device = choose_device("auto")

@@ -89,12 +89,12 @@ def pictures(root: Path | None) -> Finding:
     try:
         listing = scan(root, follow_links=True)
     except DataError as error:
-        advice = "Put that right; `mnist-dist data check` then decodes every picture."
+        advice = "Correct that; `mnist-dist data check` then decodes every image."
         return Finding(check="data", state="problem", found=str(error), advice=advice)
     counts = ", ".join(f"{len(pictures.files):,} {split}" for split, pictures in listing.splits.items())
     of_class = np.bincount(listing.splits["train"].labels)
     spread = f"{of_class.min():,} to {of_class.max():,}" if of_class.min() < of_class.max() else f"{of_class[0]:,}"
-    found = f"{root}: {counts}; {len(listing.classes)} classes with {spread} training pictures each"
+    found = f"{root}: {counts}; {len(listing.classes)} classes with {spread} training images each"
     if listing.leads_out:
         advice = "Links lead out of it: training follows them only with `--set data.follow_links=true`."
         return Finding(check="data", state="warning", found=found, advice=advice)

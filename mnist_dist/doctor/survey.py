@@ -14,7 +14,7 @@ from pathlib import Path
 from mnist_dist.doctor.finding import Finding, examine, first_line
 
 
-def survey(output: Path) -> None:
+def survey_torch(output: Path) -> None:
     """Check torch and every device, as far as torch can be imported.
 
     Args:
@@ -37,7 +37,7 @@ def survey(output: Path) -> None:
             *examine("NCCL and gloo", hardware.backends),
             *examine("cpu", hardware.processor),
             *examine("GPUs", hardware.graphics),
-            *examine("train takes", hardware.choice),
+            *examine("train takes", hardware.train_choice),
         ]
         if has_backend("gloo"):
             groups.append(("gloo", "cpu", 2))

@@ -16,10 +16,10 @@ from mnist_dist.bench.records import (
     Speed,
     StepTime,
     Window,
-    divide,
+    divide_time,
     speed_of,
 )
-from mnist_dist.bench.report import advise, assemble
+from mnist_dist.bench.report import advice_for, assemble
 from mnist_dist.bench.table import print_report
 from mnist_dist.config import Config
 from mnist_dist.config.schema import Train
@@ -108,7 +108,7 @@ def test_a_rate_is_the_median_window_with_the_slowest_and_the_fastest():
     [(0.01, 1000, (30, 3)), (0.001, 50, (300, 3)), (0.001, 70, (280, 3)), (0.25, 50, (1, 3)), (2.0, 50, (1, 1))],
 )
 def test_windows_fill_the_time_and_hold_whole_intervals_of_the_log(a_step, log_every, windows):
-    assert divide(2.7, a_step, log_every) == windows
+    assert divide_time(2.7, a_step, log_every) == windows
 
 
 def test_the_parts_of_a_step_add_up_to_it_and_the_exchange_is_what_it_adds():
@@ -156,14 +156,14 @@ LARGER = speed(batch=256, speedup=1.4)
 )  # fmt: skip
 def test_the_nearest_limit_is_what_would_gain_most(parts, alternatives, free_cpus, limit, suggestion):
     usual = speed(**parts)
-    advice = advise(usual, (usual,), alternatives, 0.4, 2, free_cpus)
+    advice = advice_for(usual, (usual,), alternatives, 0.4, 2, free_cpus)
     assert advice.limit == limit
     assert suggestion in advice.suggestion
     assert "64 images takes 10 ms" in advice.reason or limit == "another process"
 
 
 def test_more_processes_are_suggested_where_they_trained_faster():
-    advice = advise(speed(), (speed(), speed(9600.0, processes=2)), (), 0.4, 2, 2.0)
+    advice = advice_for(speed(), (speed(), speed(9600.0, processes=2)), (), 0.4, 2, 2.0)
     assert advice.suggestion == "--processes 2 trained 1.50 times as many images a second here."
 
 

@@ -227,7 +227,7 @@ def test_a_config_of_accelerate_that_cannot_be_read_is_a_warning(tmp_path, text)
 def test_a_data_folder_is_counted(tmp_path, folder_of):
     finding = surroundings.pictures(folder_of(tmp_path / "data", classes=3, train=20, test=7))
     assert finding.state == "ok"
-    assert "60 train, 21 test; 3 classes with 20 training pictures each" in finding.found
+    assert "60 train, 21 test; 3 classes with 20 training images each" in finding.found
     (tmp_path / "data" / "train" / "class-1" / "0.png").unlink()
     assert "59 train, 21 test; 3 classes with 19 to 20" in surroundings.pictures(tmp_path / "data").found
 
