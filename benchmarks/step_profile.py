@@ -18,7 +18,7 @@ import torch
 from commands import become_rank
 from torch.profiler import ProfilerActivity, profile
 
-from mnist_dist.bench.arithmetic import flop_by_operator, matrix_flop_per_second
+from mnist_dist.bench.measure import flop_by_operator, matrix_flop_per_second
 from mnist_dist.config import Setting, load
 from mnist_dist.data import open_dataset
 from mnist_dist.errors import MnistDistError

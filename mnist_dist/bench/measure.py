@@ -1,9 +1,10 @@
-"""What the processes do that measure: one by itself, or several together."""
+"""The measurements: one process alone, or several together; arithmetic, memory and the exchange of tensors."""
 
 from __future__ import annotations
 
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,21 +14,21 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
-from mnist_dist.bench.arithmetic import flop_per_image, matrix_flop_per_second, peak_memory
-from mnist_dist.bench.cost import Collective
 from mnist_dist.bench.records import (
     TURNS,
     WINDOWS,
     Arithmetic,
     Case,
-    Measured,
-    Memory,
-    Record,
+    ExchangeTimes,
+    GroupResult,
+    PeakMemory,
+    Speed,
     Window,
-    divide,
-    rate_of,
-    split_of,
+    divide_time,
+    speed_of,
 )
 from mnist_dist.bench.windows import Series, WithoutExchange, config_of, seconds_of_step, synchronise, take_turns
 from mnist_dist.config import Config
@@ -41,22 +42,29 @@ from mnist_dist.observe.output import say
 from mnist_dist.run.build import join
 from mnist_dist.runtime import Runtime
 from mnist_dist.runtime.device import choose_precision
+from mnist_dist.training.parts import Parts
 
 SIZES = tuple(4096 * 8**power for power in range(5))
-"""Bytes of the tensors that are exchanged: 4 KiB to 16 MiB, and besides them the gradient's."""
+"""Bytes of the exchanged tensors: 4 KiB to 16 MiB. The size of the gradient is measured too."""
 EXCHANGED = 2**22
-"""Bytes over all repeats of a size, within bounds."""
+"""Bytes over all repeats of a size, within the limits below."""
 LEAST_REPEATS, MOST_REPEATS = 7, 101
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+MATRIX_SIDES = (512, 1024, 2048, 4096, 8192)
+"""Of square matrices: a device reaches its full rate only with large ones."""
+LONGEST_PRODUCT = 0.1
+"""Seconds: after a slower product, larger ones are not tried."""
+PRODUCTS = 5
 
 
 def measure_alone(config: Config, cases: Sequence[Case], seconds: float, output: Path) -> None:
-    """Measure cases in this process alone, and what it has in memory and could compute for the first of them.
+    """Measure cases in this process alone, and its memory and arithmetic for the first of them.
 
     Args:
         config: The user's.
         cases: What to vary.
         seconds: For each case.
-        output: A JSON file to write, with a `Record`.
+        output: A JSON file to write, with a `GroupResult`.
     """
     imports = peak_memory()
     dataset = _open(config)
@@ -64,40 +72,54 @@ def measure_alone(config: Config, cases: Sequence[Case], seconds: float, output:
     with join(first) as runtime:
         series = Series(first, dataset, runtime)
         seconds_of_step(series, runtime, seconds / WINDOWS)
-        memory = _memory(imports)
-        arithmetic = Arithmetic(
-            matrix_flop_per_second=matrix_flop_per_second(runtime.device, runtime.precision.value),
-            flop_per_image=flop_per_image(series.parts),
+        memory = PeakMemory(
+            peak=peak_memory(),
+            imports=imports,
+            cuda_peak=torch.cuda.max_memory_allocated() or None,  # 0 without CUDA
         )
-        record = _describe(series, runtime)
+        products, flop = matrix_flop_per_second(runtime.device, runtime.precision.value), flop_per_image(series.parts)
+        result = _describe(series, runtime)
     chosen = dict.fromkeys(
-        replace(case, precision=record.precision) if case.precision == "auto" else case for case in cases
+        replace(case, precision=result.precision) if case.precision == "auto" else case for case in cases
     )
-    possible = [case for case in chosen if _computes(case.precision, record.device)]
-    measured = _measure(config, possible, dataset, seconds, lambda case: join(config_of(config, case)))
-    replace(record, measured=measured, memory=memory, arithmetic=arithmetic).write(output)
+    possible = [case for case in chosen if _computes(case.precision, result.device)]
+    speeds = _measure(config, possible, dataset, seconds, lambda case: join(config_of(config, case)))
+    arithmetic = Arithmetic(
+        flop_per_image=flop,
+        matrix_flop_per_second=products,
+        threads=speeds[0].threads,
+        share=speeds[0].images_per_second * flop / products,
+    )
+    replace(result, speeds=speeds, memory=memory, arithmetic=arithmetic).write(output)
 
 
 def measure_together(config: Config, cases: Sequence[Case], seconds: float, output: Path) -> None:
-    """Measure cases in a group of processes, and how long they take to exchange tensors. Every rank.
+    """Measure cases in a group of processes, and how long an exchange of tensors takes. Every rank.
 
     Args:
         config: The user's.
         cases: What to vary; of one precision and number of threads.
         seconds: For each case.
-        output: A JSON file that rank 0 writes, with a `Record`.
+        output: A JSON file that rank 0 writes, with a `GroupResult`.
     """
     dataset = _open(config)
     first = config_of(config, cases[0])
     with join(first) as runtime:
         chosen = [replace(case, precision=runtime.precision.value) for case in cases]
-        measured = _measure(config, chosen, dataset, seconds, lambda case: nullcontext(runtime))
-        record = _describe(Series(first, dataset, runtime), runtime)
-        collective: Collective = "all-gather" if config.train.reduction == "exact" else "all-reduce"
-        sizes = sorted({*SIZES, record.gradient_bytes})
-        exchanges = tuple((size, _seconds_of_exchange(runtime, collective, size)) for size in sizes)
+        speeds = _measure(config, chosen, dataset, seconds, lambda case: nullcontext(runtime))
+        result = _describe(Series(first, dataset, runtime), runtime)
+        collective = "all-gather" if config.train.reduction == "exact" else "all-reduce"
+        gradient_bytes = 4 * result.parameters
+        exchange = ExchangeTimes(
+            collective=collective,
+            processes=runtime.ranks,
+            gradient_bytes=gradient_bytes,
+            seconds_by_bytes=tuple(
+                (size, _seconds_of_exchange(runtime, collective, size)) for size in sorted({*SIZES, gradient_bytes})
+            ),
+        )
         if runtime.rank == 0:
-            replace(record, measured=measured, collective=collective, exchanges=exchanges).write(output)
+            replace(result, speeds=speeds, collective=exchange).write(output)
 
 
 def _measure(
@@ -106,44 +128,42 @@ def _measure(
     dataset: Dataset,
     seconds: float,
     enter: Callable[[Case], AbstractContextManager[Runtime]],
-) -> tuple[Measured, ...]:
-    """Measure cases in turns; those with too few images are left out. Every rank."""
+) -> tuple[Speed, ...]:
+    """Measure cases in turns, without those whose batch is larger than the training set. Every rank."""
     found = {case: _Windows() for case in cases if case.global_batch <= len(dataset.train)}
+    ranks = 1
     for _ in range(TURNS):
         for case, windows in found.items():
             with enter(case) as runtime:
+                ranks = runtime.ranks
                 _take_turn(config_of(config, case), dataset, runtime, seconds, windows)
     return tuple(
-        Measured(
-            case=case,
-            rate=rate_of(windows.free),
-            step=split_of(windows.watched, case.global_batch, windows.without_exchange),
-        )
+        speed_of(case, ranks, windows.free, windows.watched, windows.without_exchange)
         for case, windows in found.items()
     )
 
 
 @dataclass(slots=True)
 class _Windows:
-    """The windows of one case so far."""
+    """The windows of one case."""
 
     steps: int = 0
-    """Of each; 0 before the first."""
+    """Of each window; 0 before the first."""
     number: int = 0
-    """Of them in each turn."""
+    """Windows of each turn."""
     free: list[Window] = field(default_factory=list)
     watched: list[Window] = field(default_factory=list)
-    """The same on a CPU; elsewhere with a wait for the device between the parts of a step."""
+    """On a CPU the same windows; elsewhere windows with a wait for the device between the parts of a step."""
     without_exchange: list[Window] = field(default_factory=list)
-    """Likewise; none for one rank."""
+    """Empty for one rank."""
 
 
 def _take_turn(config: Config, dataset: Dataset, runtime: Runtime, seconds: float, windows: _Windows) -> None:
-    """Take a third of a case's windows, with several ranks in turns with the same without exchange. Every rank."""
+    """Take one turn of a case; several ranks alternate with windows without exchange. Every rank."""
     runtimes = [runtime] if runtime.ranks == 1 else [runtime, WithoutExchange(runtime)]
     if windows.steps == 0:
         a_step = seconds_of_step(Series(config, dataset, runtime), runtime, seconds / WINDOWS)
-        windows.steps, windows.number = divide(seconds, a_step, config.train.log_every)
+        windows.steps, windows.number = divide_time(seconds, a_step, config.train.log_every)
     queued = runtime.device.type != "cpu"  # then a stopwatch sees work that is only asked for
     if queued:
         windows.free += take_turns([Series(config, dataset, runtime)], windows.steps, windows.number)[0]
@@ -155,15 +175,13 @@ def _take_turn(config: Config, dataset: Dataset, runtime: Runtime, seconds: floa
         windows.free += watched
 
 
-def _describe(series: Series, runtime: Runtime) -> Record:
-    parameters = count_parameters(series.parts.model)
-    return Record(
+def _describe(series: Series, runtime: Runtime) -> GroupResult:
+    return GroupResult(
         device=runtime.device_choice.value,
         device_reason=runtime.device_choice.reason,
         precision=runtime.precision.value,
-        parameters=parameters,
-        gradient_bytes=4 * parameters,
-        measured=(),
+        parameters=count_parameters(series.parts.model),
+        speeds=(),
     )
 
 
@@ -177,7 +195,7 @@ def _open(config: Config) -> Dataset:
 
 
 def _computes(precision: str, device: str) -> bool:
-    """Tell whether a run can have a precision here and the device computes it itself; a CPU may have bf16 anyhow."""
+    """Return whether the device computes in a precision itself; bf16 always counts on a CPU."""
     try:
         choose_precision(cast("Precision", precision), device)
     except ConfigError:  # fp16 without CUDA, or Accelerate's variable asks for another one
@@ -187,13 +205,8 @@ def _computes(precision: str, device: str) -> bool:
     return precision != "bf16" or device != "mps" or torch.backends.mps.is_macos_or_newer(14, 0)
 
 
-def _memory(imports: int) -> Memory:
-    allocated = torch.cuda.max_memory_allocated()  # 0 without CUDA
-    return Memory(peak=peak_memory(), imports=imports, cuda_peak=allocated or None)
-
-
-def _seconds_of_exchange(runtime: Runtime, collective: Collective, size: int) -> float:
-    """Time a collective by itself, as the reduction calls it: the median of some. Every rank."""
+def _seconds_of_exchange(runtime: Runtime, collective: str, size: int) -> float:
+    """Return the median time of a collective by itself, called as the reduction calls it. Every rank."""
     values = torch.zeros(size // 4, device=runtime.device)
     seconds = []
     for _ in range(max(LEAST_REPEATS, min(MOST_REPEATS, EXCHANGED // size))):
@@ -206,3 +219,58 @@ def _seconds_of_exchange(runtime: Runtime, collective: Collective, size: int) ->
         seconds.append(time.perf_counter() - began)
         heartbeat.beat()
     return statistics.median(seconds)
+
+
+def matrix_flop_per_second(device: torch.device, precision: str) -> float:
+    """Return the best rate of products of square matrices; a multiplication and an addition are two operations.
+
+    Args:
+        device: Where.
+        precision: Of the matrices' values.
+    """
+    best = 0.0
+    for side in MATRIX_SIDES:
+        square = torch.rand(side, side, device=device).to(DTYPES[precision])
+        fastest = min(_seconds_of_product(square) for _ in range(PRODUCTS))
+        best = max(best, 2 * side**3 / fastest)
+        if fastest > LONGEST_PRODUCT:
+            break
+    return best
+
+
+def _seconds_of_product(square: torch.Tensor) -> float:
+    synchronise(square.device)
+    began = time.perf_counter()
+    torch.mm(square, square)
+    synchronise(square.device)
+    return time.perf_counter() - began
+
+
+def flop_per_image(parts: Parts) -> float:
+    """Return the operations of forward and backward pass for one image: convolutions and matrix products. One rank."""
+    micro_batch, _ = parts.config.train.split_batch(1)
+    return sum(flop_by_operator(parts).values()) / micro_batch
+
+
+def flop_by_operator(parts: Parts) -> dict[str, int]:
+    """Return the operations of forward and backward pass of a micro-batch, by torch's operators. One rank.
+
+    The counter is torch's own; it leaves out pooling, activations, the loss and the optimizer.
+    """
+    micro_batch, _ = parts.config.train.split_batch(1)
+    images, epochs = (values[:micro_batch] for values in parts.sampler.batch(0))
+    pixels, labels = parts.batches["train"].take(images, epochs)
+    with FlopCounterMode(display=False) as counter:
+        functional.cross_entropy(parts.reduction.model(pixels), labels).backward()  # type: ignore[no-untyped-call]
+    parts.optimizer.zero_grad()
+    return {str(operator).removeprefix("aten."): flop for operator, flop in counter.get_flop_counts()["Global"].items()}
+
+
+def peak_memory() -> int:
+    """Return the most memory that this process has had resident, in bytes; 0 if the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,4 +1,4 @@
-"""What is to be measured, and what was: plain records that travel between processes as JSON."""
+"""The records of `bench`: processes exchange them as JSON, and the report is made of them. Without torch."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from mnist_dist.bench.cost import Collective
+from pydantic import TypeAdapter
 
 TURNS = 3
-"""How often each case has its turn: what is compared shall have had the same good and bad moments."""
+"""Turns of each case, so that all cases get the same good and bad moments."""
 WINDOWS = 9
-"""Of each case, in all; odd, so that the median is one of them."""
+"""Windows of each case, in all; odd, so that the median is one of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +32,8 @@ def write_cases(cases: Sequence[Case], file: Path) -> None:
 
 
 def read_cases(file: Path) -> list[Case]:
-    """Read what `write_cases` has written."""
-    return [Case(**values) for values in json.loads(file.read_text(encoding="utf-8"))]
+    """Read what `write_cases` wrote."""
+    return TypeAdapter(list[Case]).validate_json(file.read_bytes())
 
 
 @dataclass(slots=True, kw_only=True)
@@ -47,149 +46,168 @@ class Window:
     input: float = 0.0
     """Seconds of these for making batches."""
     compute: float = 0.0
-    """Seconds from a batch that is there to the updated weights, exchange of gradients included."""
+    """Seconds from a ready batch to the updated weights, including the exchange of gradients."""
+
+    @property
+    def rate(self) -> float:
+        """Images a second."""
+        return self.images / self.seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rate:
-    """Training images a second over all ranks: the median of some windows, the slowest and the fastest."""
-
-    images_per_second: float
-    least: float
-    most: float
-    windows: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Split:
-    """The seconds of one step, by what they went to."""
+class StepTime:
+    """The seconds of one step; the parts add up to it."""
 
     seconds: float
     input: float
     compute: float
     communication: float
+    """What the exchange adds, including the wait for the slowest rank: 0 if the difference is within the noise."""
     other: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """What was measured of one case."""
+class Speed:
+    """The speed of one case, in training images a second over all ranks."""
 
-    case: Case
-    rate: Rate
-    step: Split
+    processes: int
+    threads: int
+    """Of each process."""
+    precision: str
+    global_batch: int
+    micro_batch: int | None
+    images_per_second: float
+    """Of the median window."""
+    least: float
+    most: float
+    windows: int
+    step: StepTime
+    speedup: float = 1.0
+    """Against the config as it is: with one process in `scaling`, with as many processes in `alternatives`."""
+    efficiency: float = 1.0
+    """Against `processes` times one process alone with as many threads as each of these."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Memory:
+class PeakMemory:
     """The memory of rank 0, in bytes."""
 
     peak: int
-    """Resident, until the first case was measured; images that are mapped from the store count too."""
+    """Resident after some steps; images that are mapped from the store count too."""
     imports: int
-    """Of these, before there were images or a network."""
+    """Resident before images or a network were loaded."""
     cuda_peak: int | None
     """Allocated on the GPU at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arithmetic:
-    """What the device can do and what an image needs, in floating-point operations."""
+    """How much of the device's arithmetic one process uses, in floating-point operations."""
 
-    matrix_flop_per_second: float
     flop_per_image: float
+    matrix_flop_per_second: float
+    threads: int
+    share: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
-    """What one group of processes found out; rank 0 writes it."""
+class ExchangeTimes:
+    """How long the exchange of gradients takes by itself."""
+
+    collective: str
+    """`all-reduce`, or `all-gather` for `exact`."""
+    processes: int
+    gradient_bytes: int
+    """Of one step."""
+    seconds_by_bytes: tuple[tuple[int, float], ...]
+    """Median seconds for each size; the size of the gradient is one of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupResult:
+    """What one group of processes measured; rank 0 writes it."""
 
     device: str
     device_reason: str
     precision: str
     parameters: int
-    gradient_bytes: int
-    measured: tuple[Measured, ...]
-    memory: Memory | None = None
+    speeds: tuple[Speed, ...]
+    memory: PeakMemory | None = None
     arithmetic: Arithmetic | None = None
-    collective: Collective = "all-reduce"
-    exchanges: tuple[tuple[int, float], ...] = ()
-    """Pairs of bytes and median seconds of the collective."""
+    collective: ExchangeTimes | None = None
 
     def write(self, file: Path) -> None:
         """Write it as JSON."""
         file.write_text(json.dumps(asdict(self)), encoding="utf-8")
 
     @classmethod
-    def read(cls, file: Path) -> Record:
-        """Read what `write` has written."""
-        values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        values["measured"] = tuple(
-            Measured(case=Case(**one["case"]), rate=Rate(**one["rate"]), step=Split(**one["step"]))
-            for one in values["measured"]
-        )
-        values["memory"] = Memory(**values["memory"]) if values["memory"] else None
-        values["arithmetic"] = Arithmetic(**values["arithmetic"]) if values["arithmetic"] else None
-        values["exchanges"] = tuple((size, seconds) for size, seconds in values["exchanges"])
-        return cls(**values)
+    def read(cls, file: Path) -> GroupResult:
+        """Read what `write` wrote."""
+        return TypeAdapter(cls).validate_json(file.read_bytes())
 
-    def find(self, case: Case) -> Measured | None:
-        """Look a case up; None where the images or the device did not allow it."""
+    def find(self, case: Case) -> Speed | None:
+        """Return the speed of a case; `None` if the images or the device did not allow it."""
         wanted = case if case.precision != "auto" else replace(case, precision=self.precision)
-        return next((one for one in self.measured if one.case == wanted), None)
+        fields = asdict(wanted)
+        return next((speed for speed in self.speeds if all(getattr(speed, k) == v for k, v in fields.items())), None)
 
 
-def divide(seconds: float, a_step: float, log_every: int) -> tuple[int, int]:
+def divide_time(seconds: float, a_step: float, log_every: int) -> tuple[int, int]:
     """Divide the time for a case into windows.
 
     Args:
-        seconds: That it may take, more or less.
+        seconds: Roughly what the case may take.
         a_step: Seconds of one step.
         log_every: Steps between two lines of the log.
 
     Returns:
-        Steps of a window, a multiple of `log_every` where they are more, and windows of each of the `TURNS`.
+        The steps of a window, a multiple of `log_every` if they are more, and the windows of each turn.
     """
     steps = max(1, round(seconds / WINDOWS / a_step))
     steps -= steps % log_every if steps > log_every else 0
     return steps, WINDOWS // TURNS if steps * a_step * WINDOWS < 2 * seconds else 1
 
 
-def rate_of(windows: Sequence[Window]) -> Rate:
-    """Sum up windows of the same training."""
-    rates = sorted(window.images / window.seconds for window in windows)
-    return Rate(
-        images_per_second=rates[len(rates) // 2], least=rates[0], most=rates[-1], windows=len(rates)
-    )  # their number is odd, so the median is one of them
-
-
-def split_of(windows: Sequence[Window], global_batch: int, without_exchange: Sequence[Window] = ()) -> Split:
-    """Divide the time of a step, that of the window of median speed, so that the parts add up to it.
+def speed_of(
+    case: Case,
+    processes: int,
+    windows: Sequence[Window],
+    watched: Sequence[Window],
+    without_exchange: Sequence[Window] = (),
+) -> Speed:
+    """Return the speed of a case and the parts of its median step.
 
     Args:
-        windows: Of the training.
-        global_batch: Images in a step.
-        without_exchange: Of the same training with every rank's gradients left where they are; none for one rank.
-
-    Returns:
-        Seconds. `communication` is what the exchange adds, waiting for the slowest rank included: 0 where the
-        difference is smaller than the noise.
+        case: The case.
+        processes: The number of ranks.
+        windows: An odd number of windows, for the rate.
+        watched: An odd number of windows, for the parts of a step.
+        without_exchange: The same training without exchange of gradients; empty for one rank.
     """
-    window = _median(windows)
-    steps = window.images / global_batch
+    rates = sorted(window.rate for window in windows)
+    window = _median(watched)
+    steps = window.images / case.global_batch
     compute = window.compute / steps
     communication = 0.0
     if without_exchange:
         alone = _median(without_exchange)
-        communication = max(0.0, compute - alone.compute * global_batch / alone.images)
-    return Split(
-        seconds=window.seconds / steps,
-        input=window.input / steps,
-        compute=compute - communication,
-        communication=communication,
-        other=(window.seconds - window.input - window.compute) / steps,
+        communication = max(0.0, compute - alone.compute * case.global_batch / alone.images)
+    return Speed(
+        processes=processes,
+        **asdict(case),
+        images_per_second=rates[len(rates) // 2],
+        least=rates[0],
+        most=rates[-1],
+        windows=len(rates),
+        step=StepTime(
+            seconds=window.seconds / steps,
+            input=window.input / steps,
+            compute=compute - communication,
+            communication=communication,
+            other=(window.seconds - window.input - window.compute) / steps,
+        ),
     )
 
 
 def _median(windows: Sequence[Window]) -> Window:
-    return sorted(windows, key=lambda window: window.images / window.seconds)[len(windows) // 2]
+    return sorted(windows, key=lambda window: window.rate)[len(windows) // 2]

@@ -1,99 +1,34 @@
-"""All that `bench` tells, put together from what the groups of processes have measured; without torch."""
+"""The report of `bench`, with the nearest limit and one suggestion. Without torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
-from mnist_dist.bench.advice import Advice, Choice, Figures, advise
-from mnist_dist.bench.cost import Exchange, StepCost
-from mnist_dist.bench.fitting import fit_line
-from mnist_dist.bench.plan import Plan
-from mnist_dist.bench.records import Arithmetic, Case, Measured, Memory, Record, Split
+from mnist_dist.bench.cases import Cases
+from mnist_dist.bench.records import Arithmetic, Case, ExchangeTimes, GroupResult, PeakMemory, Speed
 from mnist_dist.config import Config
 from mnist_dist.machine.cpu_time import Others
 
+Limit = Literal["another process", "input", "communication", "small steps", "compute"]
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scaling:
-    """Training with some number of processes."""
-
-    processes: int
-    threads: int
-    """Of each."""
-    images_per_second: float
-    least: float
-    most: float
-    windows: int
-    speedup: float
-    """Against one process with all threads."""
-    efficiency: float
-    """Against `processes` times what one process alone does with as many threads as each of these has."""
-    step: Split
+WORTH_IT = 1.15
+"""A smaller gain may be noise, and is no reason to change anything."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Alternative:
-    """Another way of training that was measured, with the usual number of processes or with one."""
+class Advice:
+    """The nearest limit and what to try."""
 
-    precision: str
-    global_batch: int
-    processes: int
-    images_per_second: float
-    speedup: float
-    """Against the config as it is, with as many processes."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attained:
-    """How much of the device's arithmetic one process puts to use."""
-
-    flop_per_image: float
-    matrix_flop_per_second: float
-    threads: int
-    share: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Collective:
-    """How the exchange of gradients was measured, and what line fits."""
-
-    processes: int
-    seconds_by_bytes: tuple[tuple[int, float], ...]
-    largest_error: float
-    exchange: Exchange
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prediction:
-    """What the cost model expects of a number of processes, if each has what each had here."""
-
-    processes: int
-    images_per_second: float
-    efficiency: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Model:
-    """The cost model of a step, docs/scaling.md."""
-
-    threads: int
-    processes: int
-    """Of the group that it rests on."""
-    seconds_by_images: tuple[tuple[int, float], ...]
-    fixed_seconds: float
-    seconds_per_image: float
-    largest_error: float
-    overhead_seconds: float
-    """What communication took in the measured steps, beyond the exchange of the gradient by itself."""
-    predictions: tuple[Prediction, ...]
-    pays_up_to: int
-    """The most processes, up to the last prediction, with an efficiency of a half or more."""
+    limit: Limit
+    reason: str
+    suggestion: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What one `bench` has found out; its fields are the keys of `--json`."""
+    """All results of one `bench`; its fields are the keys of `--json`."""
 
     model: str
     parameters: int
@@ -104,46 +39,50 @@ class Report:
     precision: str
     cpus: int
     seconds_each: float
-    """For which each measurement was planned."""
+    """Planned for each measurement."""
     others: Others | None
-    scaling: tuple[Scaling, ...]
-    alternatives: tuple[Alternative, ...]
-    arithmetic: Attained
-    memory: Memory
-    collective: Collective | None
-    """None with one process."""
-    prediction: Model | None
-    """None with one process, or where the images are too few for another size of batch."""
+    scaling: tuple[Speed, ...]
+    """The config as it is, by number of processes."""
+    alternatives: tuple[Speed, ...]
+    """Other precisions and a larger batch."""
+    parts_of_batch: tuple[Speed, ...]
+    """One process alone with parts of the batch: `benchmarks/cost_model.py` reads them."""
+    arithmetic: Arithmetic
+    memory: PeakMemory
+    collective: ExchangeTimes | None
+    """`None` with one process."""
     advice: Advice
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Surroundings:
-    """Where it was measured."""
-
-    cpus: int
-    machine_cpus: int
-    others: Others | None
-    seconds_each: float
-
-
-def assemble(config: Config, plan: Plan, records: Mapping[int, Record], surroundings: Surroundings) -> Report:
-    """Put a report together.
+def assemble(
+    config: Config,
+    cases: Cases,
+    results: Mapping[int, GroupResult],
+    *,
+    cpus: int,
+    machine_cpus: int,
+    others: Others | None,
+    seconds_each: float,
+) -> Report:
+    """Build the report.
 
     Args:
         config: The user's.
-        plan: What was measured.
-        records: What each group has found, by number of processes.
-        surroundings: Where.
+        cases: What was measured.
+        results: Of each group, by number of processes.
+        cpus: CPUs that this program may use.
+        machine_cpus: All CPUs of the machine.
+        others: CPUs that other programs took meanwhile; `None` if the system does not say.
+        seconds_each: Planned for each measurement.
     """
-    alone = records[1]
+    alone = results[1]
     assert alone.memory is not None
     assert alone.arithmetic is not None
-    scaling = tuple(_scaling(ranks, plan, records) for ranks in plan.counts)
-    alternatives = _alternatives(plan, records)
-    attained = _attained(alone.arithmetic, scaling[0])
-    collective = _collective(records[plan.modelled], plan.modelled)
-    modelled = next(row for row in scaling if row.processes == plan.modelled)
+    scaling = tuple(_scaling(ranks, cases, results) for ranks in cases.counts)
+    alternatives = _alternatives(cases, results)
+    usual = next(row for row in scaling if row.processes == cases.usual)
+    free_cpus = None if others is None else machine_cpus - others.cpus
+    needed_cpus = usual.processes * (usual.threads if alone.device == "cpu" else 1)
     return Report(
         model=config.model.name,
         parameters=alone.parameters,
@@ -152,144 +91,110 @@ def assemble(config: Config, plan: Plan, records: Mapping[int, Record], surround
         device=alone.device,
         device_reason=alone.device_reason,
         precision=alone.precision,
-        cpus=surroundings.cpus,
-        seconds_each=surroundings.seconds_each,
-        others=surroundings.others,
+        cpus=cpus,
+        seconds_each=seconds_each,
+        others=others,
         scaling=scaling,
         alternatives=alternatives,
-        arithmetic=attained,
+        parts_of_batch=tuple(filter(None, map(alone.find, cases.sizes))),
+        arithmetic=alone.arithmetic,
         memory=alone.memory,
-        collective=collective,
-        prediction=_model(plan, alone, collective, modelled.step.communication),
-        advice=_advice(plan, alone.device, scaling, alternatives, attained, surroundings),
+        collective=results[cases.grouped].collective,
+        advice=advice_for(usual, scaling, alternatives, alone.arithmetic.share, needed_cpus, free_cpus),
     )
 
 
-def _measured(record: Record, case: Case) -> Measured:
-    found = record.find(case)
+def advice_for(
+    usual: Speed,
+    scaling: tuple[Speed, ...],
+    alternatives: tuple[Speed, ...],
+    share: float,
+    needed_cpus: int,
+    free_cpus: float | None,
+) -> Advice:
+    """Return the limit whose removal gains most, or compute if none gains much, and one suggestion.
+
+    Args:
+        usual: The config as it is, with the number of processes that `train` starts.
+        scaling: The config as it is, with other numbers of processes.
+        alternatives: Other precisions and a larger batch.
+        share: Of the rate of a matrix product that one process reaches.
+        needed_cpus: CPUs that the processes use if they get them.
+        free_cpus: CPUs that other programs left; `None` if the system does not say.
+    """
+    step = usual.step
+    larger = {
+        f"train.global_batch={other.global_batch}": other.speedup
+        for other in alternatives
+        if other.global_batch != usual.global_batch
+    }
+    precisions = {
+        f"--precision {other.precision}": other.speedup
+        for other in alternatives
+        if other.global_batch == usual.global_batch
+    }
+    counts = {f"--processes {row.processes}": row.images_per_second / usual.images_per_second for row in scaling}
+    lacking = free_cpus is not None and free_cpus < needed_cpus
+    gains: dict[Limit, float] = {
+        "another process": needed_cpus / max(free_cpus or 1.0, 0.1) if lacking else 1.0,
+        "input": step.seconds / (step.seconds - step.input),
+        "communication": step.seconds / (step.seconds - step.communication),
+        "small steps": max(larger.values(), default=1.0),
+        "compute": max([WORTH_IT, *precisions.values(), *counts.values()]),
+    }
+    limit = max(gains, key=lambda name: gains[name])
+
+    reason = f"a step of {usual.global_batch} images takes {1000 * step.seconds:.3g} ms"
+    if limit == "another process":
+        left = max(free_cpus or 0.0, 0.0)
+        reason = f"other programs left {left:.1f} of the {needed_cpus} CPUs needed; all figures are too low"
+    elif limit == "small steps":
+        saved = 1 - 1 / gains["small steps"]
+        reason += f"; with {next(iter(larger))} an image takes {saved:.0%} less time"
+    elif limit == "compute":
+        part = step.compute / step.seconds
+        reason += f", {part:.0%} of it for compute at {share:.0%} of the rate of a matrix product"
+    else:
+        reason += f", {1000 * (step.input if limit == 'input' else step.communication):.3g} ms of it for {limit}"
+
+    measured = larger | precisions | counts
+    best = max(measured, key=lambda setting: measured[setting])
+    if limit == "another process":
+        suggestion = "Measure again when the machine is quiet, or give this program CPUs of its own."
+    elif measured[best] >= WORTH_IT:
+        caution = ", with a learning rate to be chosen anew" if best in larger else ""
+        caution = " with one process; check the accuracy too" if best in precisions else caution
+        suggestion = f"{best} trained {measured[best]:.2f} times as many images a second here{caution}."
+    elif limit == "input":
+        suggestion = (
+            f"Less augmentation or a smaller data.image_size: at most {gains['input']:.2f} times as many images "
+            f"a second."
+        )
+    elif limit == "communication":
+        suggestion = "Use fewer processes for this run, and train several runs (seeds, settings) side by side."
+    else:
+        suggestion = "Nothing that was measured is faster by more than noise: a faster device, or a smaller network."
+    return Advice(limit=limit, reason=reason, suggestion=suggestion)
+
+
+def _found(result: GroupResult, case: Case) -> Speed:
+    found = result.find(case)
     assert found is not None, case
     return found
 
 
-def _scaling(ranks: int, plan: Plan, records: Mapping[int, Record]) -> Scaling:
-    measured = _measured(records[ranks], plan.base[ranks])
-    one, peer = (_measured(records[1], plan.base[count]).rate.images_per_second for count in (1, ranks))
-    rate = measured.rate
-    return Scaling(
-        processes=ranks,
-        threads=measured.case.threads,
-        images_per_second=rate.images_per_second,
-        least=rate.least,
-        most=rate.most,
-        windows=rate.windows,
-        speedup=rate.images_per_second / one,
-        efficiency=rate.images_per_second / (ranks * peer),
-        step=measured.step,
-    )
+def _scaling(ranks: int, cases: Cases, results: Mapping[int, GroupResult]) -> Speed:
+    speed = _found(results[ranks], cases.base[ranks])
+    one, peer = (_found(results[1], cases.base[count]).images_per_second for count in (1, ranks))
+    rate = speed.images_per_second
+    return replace(speed, speedup=rate / one, efficiency=rate / (ranks * peer))
 
 
-def _alternatives(plan: Plan, records: Mapping[int, Record]) -> tuple[Alternative, ...]:
-    wanted = [(1, case) for case in plan.precisions] + [(plan.usual, plan.larger)]
+def _alternatives(cases: Cases, results: Mapping[int, GroupResult]) -> tuple[Speed, ...]:
+    wanted = [*((1, case) for case in cases.precisions), *([(cases.usual, cases.larger)] if cases.larger else [])]
     found = []
     for ranks, case in wanted:
-        measured = records[ranks].find(case) if case else None
-        base = _measured(records[ranks], plan.base[ranks])
-        if measured is not None and measured.case != base.case:
-            rate = measured.rate.images_per_second
-            found.append(
-                Alternative(
-                    precision=measured.case.precision,
-                    global_batch=measured.case.global_batch,
-                    processes=ranks,
-                    images_per_second=rate,
-                    speedup=rate / base.rate.images_per_second,
-                )
-            )
+        speed, base = results[ranks].find(case), _found(results[ranks], cases.base[ranks])
+        if speed is not None and speed != base:
+            found.append(replace(speed, speedup=speed.images_per_second / base.images_per_second))
     return tuple(found)
-
-
-def _attained(arithmetic: Arithmetic, one: Scaling) -> Attained:
-    return Attained(
-        flop_per_image=arithmetic.flop_per_image,
-        matrix_flop_per_second=arithmetic.matrix_flop_per_second,
-        threads=one.threads,
-        share=one.images_per_second * arithmetic.flop_per_image / arithmetic.matrix_flop_per_second,
-    )
-
-
-def _collective(record: Record, ranks: int) -> Collective | None:
-    if not record.exchanges:
-        return None
-    line = fit_line(record.exchanges)
-    return Collective(
-        processes=ranks,
-        seconds_by_bytes=record.exchanges,
-        largest_error=line.largest_error,
-        exchange=Exchange.from_line(line, record.collective, ranks=ranks, gradient_bytes=record.gradient_bytes),
-    )
-
-
-def _model(plan: Plan, alone: Record, collective: Collective | None, communication: float) -> Model | None:
-    found = [measured for measured in map(alone.find, plan.sizes) if measured is not None]
-    points = tuple((one.case.global_batch, one.case.global_batch / one.rate.images_per_second) for one in found)
-    if collective is None or len(points) < 2 or not plan.possible:
-        return None
-    line = fit_line(points)
-    overhead = max(0.0, communication - collective.exchange.seconds(collective.processes))
-    cost = StepCost(alone=line, exchange=collective.exchange, overhead_seconds=overhead)
-    batch = plan.base[1].global_batch
-    return Model(
-        threads=found[0].case.threads,
-        processes=collective.processes,
-        seconds_by_images=points,
-        fixed_seconds=line.fixed,
-        seconds_per_image=line.each,
-        largest_error=line.largest_error,
-        overhead_seconds=overhead,
-        predictions=tuple(
-            Prediction(
-                processes=ranks,
-                images_per_second=cost.images_per_second(batch, ranks),
-                efficiency=cost.efficiency(batch, ranks),
-            )
-            for ranks in plan.possible
-        ),
-        pays_up_to=cost.pays_up_to(batch, plan.possible[-1]),
-    )
-
-
-def _advice(
-    plan: Plan,
-    device: str,
-    scaling: tuple[Scaling, ...],
-    alternatives: tuple[Alternative, ...],
-    attained: Attained,
-    surroundings: Surroundings,
-) -> Advice:
-    usual = next(row for row in scaling if row.processes == plan.usual)
-    larger, others = None, []
-    for other in alternatives:
-        if other.global_batch != plan.base[1].global_batch:
-            setting, caution = f"train.global_batch={other.global_batch}", ", with a learning rate to be chosen anew"
-            larger = Choice(setting=setting, gain=other.speedup, caution=caution)
-        else:
-            caution = " with one process; look at the accuracy too"
-            others.append(Choice(setting=f"--precision {other.precision}", gain=other.speedup, caution=caution))
-    for row in scaling:
-        gain = row.images_per_second / usual.images_per_second
-        others.append(Choice(setting=f"--processes {row.processes}", gain=gain))
-    taken = surroundings.others
-    return advise(
-        Figures(
-            global_batch=plan.base[1].global_batch,
-            step_seconds=usual.step.seconds,
-            compute_seconds=usual.step.compute,
-            input_seconds=usual.step.input,
-            communication_seconds=usual.step.communication,
-            attained=attained.share,
-            needed_cpus=usual.processes * usual.threads if device == "cpu" else usual.processes,
-            free_cpus=None if taken is None else surroundings.machine_cpus - taken.busy - taken.stolen,
-            larger_batch=larger,
-            others=tuple(others),
-        )
-    )

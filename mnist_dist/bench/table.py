@@ -1,4 +1,4 @@
-"""A report as a person reads it."""
+"""The report of `bench` as text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mnist_dist.bench.report import Report, Scaling
+from mnist_dist.bench.records import Speed
+from mnist_dist.bench.report import Report
 from mnist_dist.observe.names import shown
 
 PARTS = {
@@ -35,9 +36,6 @@ def print_report(report: Report, console: Console) -> None:
     console.print()
     for line in _facts(report):
         _line(console, line)
-    if report.prediction is not None:
-        console.print()
-        _print_predictions(report, console)
     console.print()
     _line(console, f"{report.advice.limit}: {report.advice.reason}.", title="Nearest limit: ")
     _line(console, report.advice.suggestion, title="Suggestion: ")
@@ -74,7 +72,7 @@ def _speeds(report: Report) -> Table:
             f"{row.images_per_second:,.0f}",
             f"{row.least:,.0f} to {row.most:,.0f}",
             f"{row.speedup:.2f}",
-            _percent(row.efficiency) if row.processes > 1 else "",
+            f"{row.efficiency:.0%}" if row.processes > 1 else "",
         )
     for other in report.alternatives:
         what = other.precision if other.global_batch == report.global_batch else f"steps of {other.global_batch}"
@@ -88,13 +86,13 @@ def _speeds(report: Report) -> Table:
     return table
 
 
-def _steps(rows: tuple[Scaling, ...]) -> Table:
-    shown = [rows[0], rows[-1]] if len(rows) > 1 else [rows[0]]
-    table = _table("ms of a step", *(_count(row.processes, "process") for row in shown))
+def _steps(rows: tuple[Speed, ...]) -> Table:
+    rows = rows if len(rows) < 3 else (rows[0], rows[-1])
+    table = _table("ms of a step", *(_count(row.processes, "process") for row in rows))
     for part, meaning in PARTS.items():
-        values = [(getattr(row.step, part), row.step.seconds) for row in shown]
-        table.add_row(f"{part}: {meaning}", *(f"{1000 * part:.2f} {_percent(part / step):>5}" for part, step in values))
-    table.add_row("the whole step", *(f"{1000 * row.step.seconds:.2f}  100%" for row in shown))
+        values = [(getattr(row.step, part), row.step.seconds) for row in rows]
+        table.add_row(f"{part}: {meaning}", *(f"{1000 * value:.2f} {value / step:>5.0%}" for value, step in values))
+    table.add_row("the whole step", *(f"{1000 * row.step.seconds:.2f}  100%" for row in rows))
     return table
 
 
@@ -102,48 +100,19 @@ def _facts(report: Report) -> list[str]:
     arithmetic, memory = report.arithmetic, report.memory
     lines = [
         f"Arithmetic: {arithmetic.flop_per_image / 1e6:,.3g} MFLOP an image; one process reaches "
-        f"{_percent(arithmetic.share)} of the {arithmetic.matrix_flop_per_second / 1e9:,.0f} GFLOP/s of a matrix "
+        f"{arithmetic.share:.0%} of the {arithmetic.matrix_flop_per_second / 1e9:,.0f} GFLOP/s of a matrix "
         f"product in {report.precision}.",
         f"Memory: a process takes {_size(memory.peak)} at most, of which imports {_size(memory.imports)}"
         + ("." if memory.cuda_peak is None else f"; {_size(memory.cuda_peak)} of the GPU's."),
     ]
     if report.collective is not None:
-        exchange = report.collective.exchange
+        exchange = report.collective
+        seconds = dict(exchange.seconds_by_bytes)[exchange.gradient_bytes]
         lines.append(
-            f"{exchange.collective.capitalize()} between {report.collective.processes} processes, by itself: "
-            f"{1000 * exchange.seconds(report.collective.processes):.2f} ms for {_size(exchange.gradient_bytes)} of "
-            f"gradients; {1000 * exchange.latency_seconds:.2f} ms a message, "
-            f"{exchange.bytes_per_second / 1e9:,.2f} GB/s (a fit within "
-            f"{_percent(report.collective.largest_error)})."
+            f"{exchange.collective.capitalize()} between {exchange.processes} processes, by itself: "
+            f"{1000 * seconds:.2f} ms for {_size(exchange.gradient_bytes)} of gradients."
         )
     return lines
-
-
-def _print_predictions(report: Report, console: Console) -> None:
-    model = report.prediction
-    assert model is not None
-    measured = next(row for row in report.scaling if row.processes == model.processes)
-    table = _table("expected of processes", *(str(row.processes) for row in model.predictions))
-    table.add_row("images/s", *(f"{row.images_per_second:,.0f}" for row in model.predictions))
-    table.add_row("efficiency", *(_percent(row.efficiency) for row in model.predictions))
-    console.print(table)
-    own = f"{_count(model.threads, 'CPU thread')}" if report.device == "cpu" else "a GPU"
-    steps = f"With steps of {report.global_batch}"
-    sentences = [
-        f"If each has {own} of its own and all are connected as these are (docs/scaling.md).",
-        f"{steps} up to {model.pays_up_to} processes have an efficiency of a half or more."
-        if model.pays_up_to > 1
-        else f"{steps} not even a second process has an efficiency of a half.",
-    ]
-    expected = next((row for row in model.predictions if row.processes == measured.processes), None)
-    if expected is not None:
-        off = expected.images_per_second / measured.images_per_second - 1
-        sentences.append(f"For {measured.processes} that is {100 * off:+.0f}% against what was measured.")
-    _line(console, " ".join(sentences))
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f}%"
 
 
 def _count(number: int, what: str) -> str:

@@ -1,4 +1,4 @@
-"""Runs the training loop for windows of some steps, and looks at the clock while it does."""
+"""Run the training loop for windows of some steps, and time their parts."""
 
 from __future__ import annotations
 
@@ -26,58 +26,52 @@ from mnist_dist.training.parts import Parts
 from mnist_dist.training.state import Progress
 
 FIRST_STEPS = 3
-"""Taken one by one before anything is timed: memory is allocated and kernels are chosen in them."""
+"""Untimed windows of one step: memory is allocated and kernels are chosen in them."""
 ENDLESS = 1e9
-"""Epochs: the learning rate stays where a run begins, and no run ends before its window."""
-
-
-class WindowOver(Exception):  # noqa: N818
-    """The last step of a window is done."""
+"""Epochs: `max_steps` ends a window, never the end of the run."""
 
 
 class Stopwatch(Observer):
-    """Adds up the parts of one window's steps, and ends the loop after the last of them."""
+    """Adds up the parts of one window's steps."""
 
     def __init__(self, device: torch.device, *, synchronised: bool) -> None:
         self._device = device
         self._synchronised = synchronised
         self._global_batch = 0
-        self._last = self._seen = 0
+        self._seen = 0
         self._since = 0.0
         self.window = Window()
 
-    def start(self, *, first: int, last: int, global_batch: int) -> None:
-        """Begin with a new window."""
-        self._seen, self._last, self._global_batch = first, last, global_batch
+    def start(self, *, first: int, global_batch: int) -> None:
+        """Start a new window."""
+        self._seen, self._global_batch = first, global_batch
         self._since = 0.0
         self.window = Window()
 
     def batch_wanted(self) -> None:
-        """Note that the loop asks for a batch: the first of a step, or a further micro-batch."""
+        """Note that the loop asks for a micro-batch."""
         now = self._now()
         if self._since:
             self.window.compute += now - self._since
         self._since = now
 
     def batch_there(self) -> None:
-        """Note that the loop gets its batch."""
+        """Note that the loop gets its micro-batch."""
         now = self._now()
         self.window.input += now - self._since
         self._since = now
 
     def progress(self, step: int) -> None:
-        """See that the weights are updated."""
+        """Note that the weights are updated."""
         self.window.compute += self._now() - self._since
         self._since = 0.0
 
     def step(self, report: StepReport) -> None:
-        """Take the loop's own time, which waits for the device and leaves evaluation out."""
+        """Add the loop's own time, which waits for the device and leaves evaluation out."""
         images = (report.step - self._seen) * self._global_batch
         self._seen = report.step
         self.window.images += images
         self.window.seconds += images / report.images_per_second
-        if report.step == self._last:
-            raise WindowOver
 
     def _now(self) -> float:
         if self._synchronised:
@@ -86,44 +80,44 @@ class Stopwatch(Observer):
 
 
 class TimedBatches(Batches):
-    """The same batches, with a stopwatch that sees them made."""
+    """Batches that a stopwatch times; the loop calls only `take` here."""
 
     def __init__(self, batches: Batches, stopwatch: Stopwatch) -> None:
-        vars(self).update(vars(batches))
+        self._batches = batches
         self._stopwatch = stopwatch
 
     def take(self, images: NDArray[np.int64], epochs: NDArray[np.int64] | None = None) -> tuple[Tensor, Tensor]:
-        """Make a batch; see `Batches`."""
+        """Return a batch; see `Batches`."""
         self._stopwatch.batch_wanted()
-        batch = super().take(images, epochs)
+        batch = self._batches.take(images, epochs)
         self._stopwatch.batch_there()
         return batch
 
 
 class WithoutExchange(Runtime):
-    """The same rank, but its gradients are not combined with those of others."""
+    """The same rank, whose gradients are not combined with those of other ranks."""
 
     def __init__(self, runtime: Runtime) -> None:
-        vars(self).update(vars(runtime))
+        super().__init__(runtime._accelerator, runtime.device_choice, runtime.precision, runtime.threads)
 
     def accumulate(self, model: nn.Module, *, last: bool) -> AbstractContextManager[None]:
-        """Let a backward pass add to this rank's gradients, and leave it at that."""
+        """Return a context in which a backward pass changes only this rank's gradients."""
         return super().accumulate(model, last=False)
 
     def gather(self, values: Tensor) -> list[Tensor]:
-        """Take this rank's tensor for everybody's."""
+        """Return this rank's tensor in place of every rank's."""
         return [values] * self.ranks
 
 
 class Series:
-    """A training that goes on from window to window."""
+    """A training that continues from window to window."""
 
     def __init__(self, config: Config, dataset: Dataset, runtime: Runtime, *, synchronised: bool = False) -> None:
         """Build it. Every rank.
 
         Args:
             config: Of a case.
-            dataset: With all the training images.
+            dataset: With all training images.
             runtime: This rank's, or one `WithoutExchange`.
             synchronised: Wait for the device between the parts of a step, which makes steps slower on a GPU.
         """
@@ -139,22 +133,16 @@ class Series:
     def run(self, steps: int) -> Window:
         """Train for some steps. Every rank, with the same number."""
         options = self.parts.config.train
-        log_every = options.log_every if steps % options.log_every == 0 else steps
-        first = -(-self._step // log_every) * log_every  # there is a report after the last step then
-        self._step = first + steps
-        config = self.parts.config.model_copy(
-            update={"train": options.model_copy(update={"log_every": log_every})},
-        )
-        self._stopwatch.start(first=first, last=self._step, global_batch=options.global_batch)
-        try:
-            loop.train(replace(self.parts, config=config), Progress(step=first))
-        except WindowOver:
-            return self._stopwatch.window
-        raise AssertionError("the loop has come to an end of its own")
+        first, self._step = self._step, self._step + steps
+        train = options.model_copy(update={"max_steps": self._step})  # the loop reports after its last step
+        config = self.parts.config.model_copy(update={"train": train})
+        self._stopwatch.start(first=first, global_batch=options.global_batch)
+        loop.train(replace(self.parts, config=config), Progress(step=first))
+        return self._stopwatch.window
 
 
 def seconds_of_step(series: Series, runtime: Runtime, seconds: float) -> float:
-    """Find out roughly how long a step takes, in about so many seconds, which warms up too. Every rank.
+    """Return roughly how long a step takes, after trying for about `seconds`; this warms up too. Every rank.
 
     Returns:
         The same on every rank.
@@ -167,10 +155,10 @@ def seconds_of_step(series: Series, runtime: Runtime, seconds: float) -> float:
 
 
 def take_turns(series: Sequence[Series], steps: int, windows: int) -> list[list[Window]]:
-    """Train in each of several ways, window by window, so that a busy moment hits all of them. Every rank.
+    """Train several series in turns, window by window, so that a busy moment hits all of them. Every rank.
 
     Returns:
-        The windows of each way.
+        The windows of each series.
     """
     for one in series:
         _warm_up(one)
@@ -184,7 +172,7 @@ def _warm_up(series: Series) -> None:
 
 
 def config_of(config: Config, case: Case) -> Config:
-    """Change a config to what a case asks for, without an end and without checkpoints, which are not training.
+    """Return the config of a case, without an end and without checkpoints.
 
     The learning rate is 0: a step does all its work, and a measurement of any length cannot diverge. Steps are
     taken one by one, since the parts of a step are timed.
@@ -195,7 +183,6 @@ def config_of(config: Config, case: Case) -> Config:
         "precision": case.precision,
         "threads": case.threads,
         "epochs": ENDLESS,
-        "max_steps": None,
         "graph": "off",
     }
     return config.model_copy(
@@ -208,7 +195,7 @@ def config_of(config: Config, case: Case) -> Config:
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until the device has done all that it was given."""
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

@@ -1,4 +1,4 @@
-"""`bench`: how fast a config trains on this machine, what holds it back, and what would change that."""
+"""`bench`: how fast a config trains on this machine, what limits it, and one suggestion."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from mnist_dist.cli import flags
 from mnist_dist.observe.output import open_console, say
 
 if TYPE_CHECKING:
-    from mnist_dist.bench.plan import Plan
+    from mnist_dist.bench.cases import Cases
     from mnist_dist.bench.report import Report
     from mnist_dist.config import Config, Resolved
     from mnist_dist.config.schema import Train
 
 ON_CPUS = 2
-"""Processes that are tried where nothing else was said and no GPU is there."""
+"""Processes to measure by default on a machine without a GPU."""
 
 
 def bench(
@@ -60,12 +60,12 @@ def bench(
     if worker is not None:
         _work(resolved.config, worker.ranks, seconds, own_output(output, "bench"))
         return
-    plan = _plan(resolved.config.train, processes)
+    cases = _plan(resolved.config.train, processes)
     if source == QUICK != config:
         say("No folder Dataset here: measuring on the 1,797 embedded digits (preset quick).", err=True)
     if sys.stderr.isatty():
-        say("Measuring; other programs that work meanwhile spoil the figures ...", err=True)
-    report = _measure(resolved, plan, seconds)
+        say("Measuring; other programs that run meanwhile distort the figures ...", err=True)
+    report = _measure(resolved, cases, seconds)
     if as_json:
         say(json.dumps(asdict(report)))
         return
@@ -74,13 +74,13 @@ def bench(
     print_report(report, open_console(tables=True))
 
 
-def _plan(options: Train, processes: int | None) -> Plan:
-    """Plan the measurements.
+def _plan(options: Train, processes: int | None) -> Cases:
+    """Return the cases to measure.
 
     Raises:
-        ConfigError: There are not so many GPUs, or they cannot share the global batch.
+        ConfigError: Fewer GPUs are there, or the processes cannot share the global batch.
     """
-    from mnist_dist.bench.plan import make_plan, shareable
+    from mnist_dist.bench.cases import plan_cases, shareable
     from mnist_dist.launch.own import choose_ranks
     from mnist_dist.machine import allowed_cpus, visible_gpus
 
@@ -93,11 +93,11 @@ def _plan(options: Train, processes: int | None) -> Plan:
         most = ON_CPUS
     counts = shareable(options, most, asked=processes is not None)
     threads = {ranks: _threads(options, ranks) for ranks in counts}
-    return make_plan(options, usual=usual, threads=threads, cpus=None if has_gpu else allowed_cpus())
+    return plan_cases(options, usual=usual, threads=threads, cpus=None if has_gpu else allowed_cpus())
 
 
 def _threads(options: Train, ranks: int) -> int:
-    """Share the CPUs as `train` does."""
+    """Return the threads of each process, as `train` shares the CPUs."""
     from mnist_dist.machine import allowed_cpus, asked_threads
 
     if options.fixed_threads is not None:
@@ -105,43 +105,41 @@ def _threads(options: Train, ranks: int) -> int:
     return asked_threads(os.environ) or max(1, allowed_cpus() // ranks)
 
 
-def _measure(resolved: Resolved, plan: Plan, seconds: float) -> Report:
-    """Start one group of processes after the other; exits with their code if they fail."""
-    from mnist_dist.bench.records import Record, write_cases
-    from mnist_dist.bench.report import Surroundings, assemble
+def _measure(resolved: Resolved, cases: Cases, seconds: float) -> Report:
+    """Run one group of processes after the other, and exit with the code of a group that fails."""
+    from mnist_dist.bench.records import GroupResult, write_cases
+    from mnist_dist.bench.report import assemble
     from mnist_dist.cli.train import open_data
     from mnist_dist.launch.own import own_group
     from mnist_dist.launch.supervise import run_local
     from mnist_dist.machine import allowed_cpus, temporary_folder
     from mnist_dist.machine.cpu_time import Moment, others_between
 
-    records = {}
+    results = {}
     before = Moment.now()
     with temporary_folder() as folder:
-        for ranks in plan.counts:
+        for ranks in cases.counts:
             file = folder / f"{ranks}.json"
-            write_cases(plan.cases(ranks), file)
-            group = own_group(ranks=ranks, threads=plan.base[ranks].threads, extra=("--output", str(file)))
+            write_cases(cases.of_group(ranks), file)
+            group = own_group(ranks=ranks, threads=cases.base[ranks].threads, extra=("--output", str(file)))
             code = run_local(group, meanwhile=partial(open_data, resolved, err=True))
             if code:
                 raise typer.Exit(code)
-            records[ranks] = Record.read(file)
+            results[ranks] = GroupResult.read(file)
     after = Moment.now()
     return assemble(
         resolved.config,
-        plan,
-        records,
-        Surroundings(
-            cpus=allowed_cpus(),
-            machine_cpus=os.cpu_count() or 1,
-            others=others_between(before, after) if before and after else None,
-            seconds_each=seconds,
-        ),
+        cases,
+        results,
+        cpus=allowed_cpus(),
+        machine_cpus=os.cpu_count() or 1,
+        others=others_between(before, after) if before and after else None,
+        seconds_each=seconds,
     )
 
 
 def _work(config: Config, ranks: int, seconds: float, file: Path) -> None:
-    """Measure as one rank; the file holds the cases, and the record after that."""
+    """Measure as one rank; the file holds the cases, and afterwards the result."""
     from mnist_dist.fast.imports import leave_out_compiler
     from mnist_dist.group.threads import prepare
 

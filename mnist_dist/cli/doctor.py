@@ -8,8 +8,9 @@ import sys
 import time
 from collections import Counter
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from mnist_dist.doctor.finding import Finding
 
 START_SECONDS = 120
-"""Processes that have not met by then hang. Importing torch from a slow disk takes half a minute."""
+"""Processes that have not connected by then hang. Importing torch from a slow disk takes half a minute."""
 COLOURS = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 
 
@@ -38,9 +39,9 @@ def doctor(
     """Check versions, devices, limits, communication and data. Exit 2 if something would make a run fail."""
     if output is not None:
         if device == "all":
-            from mnist_dist.doctor.survey import survey
+            from mnist_dist.doctor.survey import survey_torch
 
-            survey(output)
+            survey_torch(output)
         else:
             from mnist_dist.doctor.all_reduce import measure
 
@@ -48,7 +49,8 @@ def doctor(
         return
     if sys.stderr.isatty():
         say("Looking at this machine; starting processes for it takes some seconds ...", err=True)
-    findings = [*_without_torch(), *_with_torch(), *_around(data)]
+    machine, around = _without_torch(data)
+    findings = [*machine, *_with_torch(), *around]
     if as_json:
         say(json.dumps([asdict(finding) for finding in findings]))
     else:
@@ -57,11 +59,13 @@ def doctor(
         raise typer.Exit(ConfigError.exit_code)
 
 
-def _without_torch() -> list[Finding]:
-    from mnist_dist.doctor import system
+def _without_torch(data: Path | None) -> tuple[list[Finding], list[Finding]]:
+    """Return the findings about the machine, and those about what a run finds around it."""
+    from mnist_dist.doctor import surroundings, system
     from mnist_dist.doctor.finding import examine
+    from mnist_dist.machine import allowed_cpus
 
-    return [
+    machine = [
         *examine("Python", system.python),
         *examine("packages", system.packages),
         *examine("CPUs", system.cpus),
@@ -70,81 +74,68 @@ def _without_torch() -> list[Finding]:
         *examine("host name", system.host_name),
         *examine("TCP port", system.loopback_port),
     ]
+    around = [
+        *examine("data", lambda: surroundings.pictures(data)),
+        *examine("accelerate", lambda: surroundings.accelerate_config(os.environ)),
+        *examine("environment", lambda: surroundings.environment(os.environ, allowed_cpus())),
+    ]
+    return machine, around
 
 
 def _with_torch() -> list[Finding]:
-    """Run the checks that need torch, in child processes: this process never opens a GPU.
+    """Return the findings that need torch. Their processes have ended then; this one holds nothing of a GPU.
 
     Raises:
         StoppedError: A signal came meanwhile.
     """
     from mnist_dist.doctor.finding import Finding, examine, first_line
-    from mnist_dist.doctor.survey import Survey
-    from mnist_dist.machine import temporary_folder
 
     try:
-        with temporary_folder() as folder:
-            file = folder / "survey.json"
-            _run("all", file, ranks=1)
-            survey = Survey.read(file)
+        record = json.loads(_run("all", ranks=1))
     except StoppedError:
         raise
     except MnistDistError as error:
         advice = "torch or a driver may have crashed or hang: look at the system's log, and at nvidia-smi."
         return [Finding(check="torch", state="problem", found=first_line(error), advice=advice)]
-    findings = survey.findings
-    if survey.gloo:
-        findings += examine("all-reduce", lambda: _all_reduce("gloo", "cpu", ranks=2))
-    if survey.nccl and survey.gpus > 1:
-        findings += examine("all-reduce", lambda: _all_reduce("NCCL", "cuda", ranks=survey.gpus))
+    findings = [Finding(**finding) for finding in record["findings"]]
+    for library, device, ranks in record["groups"]:
+        findings += examine("all-reduce", partial(_all_reduce, library, device, ranks))
     return findings
 
 
-def _run(device: Literal["all", "cpu", "cuda"], output: Path, *, ranks: int) -> None:
-    """Run this command's hidden work on a device, in processes of its own.
+def _run(device: str, *, ranks: int) -> str:
+    """Run this command's hidden work on a device, in processes of its own, and return what it wrote.
 
     Raises:
-        MnistDistError: A process has failed, died or hung.
+        MnistDistError: A process failed, died or hung.
         StoppedError: A signal came meanwhile.
     """
     from mnist_dist.group.signals import name_of
     from mnist_dist.launch.own import own_group
     from mnist_dist.launch.supervise import run_local
+    from mnist_dist.machine import temporary_folder
 
-    group = own_group(ranks=ranks, threads=1, extra=("--output", str(output), "--device", device))
-    code = run_local(replace(group, start_seconds=START_SECONDS))
-    if code:
-        number = code - 128
-        raise StoppedError(f"Stopped by {name_of(number)} before all was looked at.", number)
-
-
-def _around(data: Path | None) -> list[Finding]:
-    from mnist_dist.doctor import surroundings
-    from mnist_dist.doctor.finding import examine
-    from mnist_dist.machine import allowed_cpus
-
-    return [
-        *examine("data", lambda: surroundings.pictures(data)),
-        *examine("accelerate", lambda: surroundings.accelerate_config(os.environ)),
-        *examine("environment", lambda: surroundings.environment(os.environ, allowed_cpus())),
-    ]
+    with temporary_folder() as folder:
+        file = folder / "found"
+        group = own_group(ranks=ranks, threads=1, extra=("--output", str(file), "--device", device))
+        code = run_local(replace(group, start_seconds=START_SECONDS))
+        if code:
+            number = code - 128
+            raise StoppedError(f"Stopped by {name_of(number)} before all was looked at.", number)
+        return file.read_text(encoding="utf-8")
 
 
-def _all_reduce(library: str, device: Literal["cpu", "cuda"], *, ranks: int) -> Finding:
-    """Start processes that add up a tensor.
+def _all_reduce(library: str, device: str, ranks: int) -> Finding:
+    """Return the finding about an all-reduce between processes of its own.
 
     Raises:
         StoppedError: A signal came meanwhile.
     """
-    from mnist_dist.doctor.finding import Finding, Measured, first_line
-    from mnist_dist.machine import temporary_folder
+    from mnist_dist.doctor.finding import Finding, first_line
 
     began = time.monotonic()
     try:
-        with temporary_folder() as folder:
-            file = folder / "measured.json"
-            _run(device, file, ranks=ranks)
-            measured = Measured.read(file)
+        median = float(_run(device, ranks=ranks))
     except StoppedError:
         raise
     except StorageError as error:
@@ -158,8 +149,8 @@ def _all_reduce(library: str, device: Literal["cpu", "cuda"], *, ranks: int) -> 
         }[library]
         return Finding(check="all-reduce", state="problem", found=f"{library}: {first_line(error)}", advice=advice)
     seconds = time.monotonic() - began
-    times = f"1 MiB in {1000 * measured.seconds:.2f} ms; {seconds:.1f} s with their start"
-    found = f"{library}: {measured.ranks} processes, {times}"
+    times = f"1 MiB in {1000 * median:.2f} ms; {seconds:.1f} s with their start"
+    found = f"{library}: {ranks} processes, {times}"
     return Finding(check="all-reduce", state="ok", found=found)
 
 

@@ -1,1 +1,1 @@
-"""What stands in the way of a run on this machine, found before it starts. Only looks; changes nothing."""
+"""Checks whether a run would work on this machine. They change nothing."""

@@ -1,19 +1,17 @@
-"""Two or more processes that add up a tensor: that they find each other, get it right, and how long it takes."""
+"""An all-reduce between two or more processes: they connect, the sum is right, and how long it takes."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import statistics
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from mnist_dist.doctor.finding import Measured, first_line
+from mnist_dist.doctor.finding import first_line
 from mnist_dist.errors import ConfigError, WorkerError
 from mnist_dist.group import heartbeat
 from mnist_dist.machine import memory
@@ -26,15 +24,15 @@ REPEATS = 21
 
 
 def measure(device: Literal["cpu", "cuda"], output: Path) -> None:
-    """Add up a tensor over all processes, some times. Every rank.
+    """Check and time an all-reduce over all processes. Every rank.
 
     Args:
         device: `cpu` goes over gloo, `cuda` over NCCL.
-        output: A JSON file that rank 0 writes, with a `Measured`.
+        output: A file to which rank 0 writes the median seconds of one all-reduce.
 
     Raises:
-        ConfigError: The library refuses to work here; the message has its words.
-        RuntimeError: It got no memory.
+        ConfigError: The library refuses to work here; the message quotes it.
+        RuntimeError: Memory is exhausted.
         WorkerError: The sum is wrong, or another rank is gone.
     """
     for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
@@ -62,5 +60,4 @@ def _measure(device: Literal["cpu", "cuda"], output: Path) -> None:
         if not bool((total == expected).all()):
             raise WorkerError(f"Rank {runtime.rank} of {runtime.ranks} got a wrong sum from an all-reduce.")
         if runtime.rank == 0:
-            measured = Measured(ranks=runtime.ranks, seconds=statistics.median(seconds))
-            output.write_text(json.dumps(asdict(measured)), encoding="utf-8")
+            output.write_text(str(statistics.median(seconds)), encoding="utf-8")

@@ -1,11 +1,9 @@
-"""What a check hands out, and what becomes of a check that the machine does not let finish."""
+"""The result of a check, also of one that the machine breaks off."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 State = Literal["ok", "warning", "problem"]
@@ -16,7 +14,7 @@ OF_THE_MACHINE = (OSError, RuntimeError, ValueError)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     check: str
     state: State
@@ -26,26 +24,12 @@ class Finding:
     """One line; empty only where the state is `ok`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """What rank 0 of an all-reduce measured."""
-
-    ranks: int
-    seconds: float
-    """The median time of one all-reduce."""
-
-    @classmethod
-    def read(cls, file: Path) -> Measured:
-        """Read what `all_reduce.measure` has written."""
-        return cls(**json.loads(file.read_text(encoding="utf-8")))
-
-
 def examine(check: str, look: Callable[[], Finding | list[Finding]]) -> list[Finding]:
-    """Do one check; where the machine breaks it off, that is its finding, and the other checks go on.
+    """Return the findings of one check; a failure of the check itself becomes its finding.
 
     Args:
         check: Its name, for that case.
-        look: Does it.
+        look: The check.
     """
     try:
         found = look()
@@ -62,5 +46,5 @@ def first_line(error: Exception) -> str:
 
 
 def gibibytes(count: int) -> str:
-    """Write a number of bytes for people."""
+    """Return a number of bytes as text."""
     return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.0f} MiB"

@@ -1,4 +1,4 @@
-"""What torch makes of this machine's devices."""
+"""Checks of this machine's devices, with torch."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from mnist_dist.runtime.device import choose_device, choose_precision
 NATIVE_BF16 = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")
 """Capabilities of x86 and ARM processors; each computes products of bf16 itself."""
 LEAST_FREE = 0.5
-"""A GPU with less of its memory free than this is in somebody else's use."""
+"""Another program uses a GPU with a smaller share of free memory."""
 
 
 def usable_gpus() -> int:
-    """Count the GPUs that CUDA shows to this process, and start CUDA.
+    """Start CUDA, and return the number of GPUs that it shows to this process.
 
     Before CUDA has started, torch counts with NVML, which lists a GPU that is divided (MIG) and each other one; CUDA
     shows a process one part of it, and nothing else.
@@ -61,7 +61,7 @@ def cuda() -> Finding:
 
 
 def backends() -> list[Finding]:
-    """Return which of the communication libraries this build of torch has."""
+    """Check that this build of torch has the libraries for communication."""
     nccl, gloo, gpus = has_backend("nccl"), has_backend("gloo"), usable_gpus()
     version = ".".join(map(str, _nccl_version())) if nccl else "not in this build of torch"
     advice = "Another build of torch is needed: see https://pytorch.org/get-started/locally."
@@ -100,8 +100,8 @@ def graphics() -> list[Finding]:
     return findings
 
 
-def choice() -> Finding:
-    """Ask the very functions by which `train` decides on device and precision."""
+def train_choice() -> Finding:
+    """Call the functions by which `train` chooses device and precision."""
     try:
         device = choose_device("auto")
         precision = choose_precision("auto", device.value)

@@ -1,4 +1,4 @@
-"""What a run would find around it: environment variables, a config of Accelerate's, images. Without torch."""
+"""Checks of environment variables, Accelerate's config and the images. Without torch."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ ENVIRONMENT, ACCELERATE_CONFIG = "environment", "accelerate"
 WEIGHTY = ("mixed_precision", "distributed_type", "num_machines", "use_cpu", "dynamo_config", "compute_environment")
 """Keys of Accelerate's config that change what a run computes, or where."""
 SHOWN = ("num_processes", "distributed_type", "mixed_precision")
-"""Keys of it that are shown whatever they say."""
+"""Keys that are always shown."""
 NEUTRAL = ("no", "false", "none", "1", "multi_gpu", "local_machine")
-"""Values of the weighty ones that change nothing."""
+"""Values of those keys that change nothing."""
 
 
 def environment(variables: Mapping[str, str], cpus: int) -> list[Finding]:
-    """Find the environment variables that would disturb a run.
+    """Return findings about environment variables that disturb a run.
 
     Args:
         variables: All of them.
@@ -41,7 +41,7 @@ def environment(variables: Mapping[str, str], cpus: int) -> list[Finding]:
 
 
 def accelerate_config(variables: Mapping[str, str]) -> Finding:
-    """Read the config that `accelerate launch` takes where it is not told another.
+    """Check the config that `accelerate launch` reads by default.
 
     Args:
         variables: The environment's.
@@ -66,7 +66,7 @@ def accelerate_config(variables: Mapping[str, str]) -> Finding:
 
 
 def accelerate_config_file(variables: Mapping[str, str]) -> Path:
-    """Return where Accelerate looks for its config (accelerate/commands/config/config_args.py).
+    """Return the path where Accelerate looks for its config (accelerate/commands/config/config_args.py).
 
     Args:
         variables: The environment's.
@@ -77,10 +77,10 @@ def accelerate_config_file(variables: Mapping[str, str]) -> Path:
 
 
 def pictures(root: Path | None) -> Finding:
-    """Count the images and classes of a data folder, without decoding one.
+    """Count the images and classes of a data folder, without decoding them.
 
     Args:
-        root: The folder; None is `Dataset`, which need not be there.
+        root: The folder; `None` is `Dataset`, which may be absent.
     """
     if root is None and not Path("Dataset").exists():
         found = "no folder Dataset here: `train` uses the 1,797 embedded digits"
@@ -89,7 +89,7 @@ def pictures(root: Path | None) -> Finding:
     try:
         listing = scan(root, follow_links=True)
     except DataError as error:
-        advice = "Put that right; `mnist-dist data check` then decodes every image."
+        advice = "Correct that; `mnist-dist data check` then decodes every image."
         return Finding(check="data", state="problem", found=str(error), advice=advice)
     counts = ", ".join(f"{len(pictures.files):,} {split}" for split, pictures in listing.splits.items())
     of_class = np.bincount(listing.splits["train"].labels)
@@ -102,7 +102,7 @@ def pictures(root: Path | None) -> Finding:
 
 
 def _launcher_variables(variables: Mapping[str, str]) -> list[Finding]:
-    """Find what makes Accelerate or this program take a user's command for one of several processes."""
+    """Find variables that make Accelerate or this program treat a command as one of several processes."""
     given = [name for name in PLACE if name in variables]
     missing = [name for name in PLACE if name not in variables]
     try:
@@ -164,7 +164,7 @@ def _gpu_variables(variables: Mapping[str, str]) -> list[Finding]:
 
 
 def _is_neutral(value: object) -> bool:
-    """Return whether a value is what every launch has anyway: YAML 1.1 reads a bare `no` as False."""
+    """Return whether a value changes nothing, in any notation: YAML 1.1 reads a bare `no` as False."""
     if isinstance(value, dict):
         return all(map(_is_neutral, value.values()))
     return str(value).lower() in NEUTRAL

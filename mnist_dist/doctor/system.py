@@ -1,4 +1,4 @@
-"""What the operating system grants a run: CPUs, shared memory, files, and a network to itself. Without torch."""
+"""Checks of the operating system: CPUs, shared memory, open files, network. Without torch."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ LEAST_OPEN_FILES = 1024
 
 
 def python() -> Finding:
-    """Name the interpreter and the system."""
+    """Report the interpreter and the system."""
     found = f"{platform.python_version()} on {platform.system()} {platform.machine()}, {sys.executable}"
     return Finding(check="Python", state="ok", found=found)
 
 
 def packages(names: tuple[str, ...] = PACKAGES) -> Finding:
-    """Name the versions of what a run is built on, torch left out: that is imported for its own check."""
+    """Report the versions of the packages that a run needs, without torch, which has its own check."""
     versions, missing = [], []
     for name in names:
         try:
@@ -47,7 +47,7 @@ def packages(names: tuple[str, ...] = PACKAGES) -> Finding:
 
 
 def cpus(cgroups: Path = CGROUPS) -> Finding:
-    """Compare the CPUs that this process may use with those that are there.
+    """Compare the CPUs that this process may use with all CPUs.
 
     Args:
         cgroups: Where the kernel shows the limits of this process's group.
@@ -64,11 +64,11 @@ def cpus(cgroups: Path = CGROUPS) -> Finding:
 
 
 def shared_memory(folder: Path = Path("/dev/shm"), least: int = LEAST_SHARED_MEMORY) -> Finding:
-    """Measure the shared memory through which GPUs of one machine exchange gradients.
+    """Check the shared memory through which GPUs of one machine exchange gradients.
 
     Args:
         folder: Where it is mounted.
-        least: So many bytes should be free.
+        least: Bytes that should be free.
     """
     if not folder.is_dir():
         return Finding(check=str(folder), state="ok", found="none on this system, and none needed")
@@ -81,7 +81,7 @@ def shared_memory(folder: Path = Path("/dev/shm"), least: int = LEAST_SHARED_MEM
 
 
 def open_files(least: int = LEAST_OPEN_FILES) -> Finding:
-    """Return the number of files that a process may have open."""
+    """Check the number of files that a process may have open."""
     try:
         import resource
     except ImportError:  # Windows
@@ -131,7 +131,7 @@ def loopback_port(address: str = "127.0.0.1") -> Finding:
 
 
 def memory() -> int | None:
-    """Return this machine's memory in bytes, or its cgroup's limit if that is less; None if unknown."""
+    """Return this machine's memory in bytes, or its cgroup's limit if that is smaller; `None` if unknown."""
     if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
         return None
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

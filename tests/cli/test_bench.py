@@ -1,8 +1,13 @@
 """The real command on tiny images: what it finds fits together, and nothing is left behind."""
 
+import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+from cost_model import CostModel
 
 PARTS = ("input", "compute", "communication", "other")
 
@@ -43,20 +48,24 @@ def test_two_processes_are_measured_and_the_figures_fit_together(found):
     assert 0 < found["arithmetic"]["share"] < 1
     assert 0 < found["memory"]["imports"] <= found["memory"]["peak"] < 2**34
 
-    collective, model = found["collective"], found["prediction"]
-    exchange = collective["exchange"]
-    assert exchange["collective"] == "all-reduce"
+    exchange = found["collective"]
+    assert (exchange["collective"], exchange["processes"]) == ("all-reduce", 2)
     assert exchange["gradient_bytes"] == 4 * found["parameters"]
-    assert exchange["gradient_bytes"] in [size for size, _ in collective["seconds_by_bytes"]]
-    assert [images for images, _ in model["seconds_by_images"]] == [2, 4, 8]
-    assert [row["processes"] for row in model["predictions"]] == [2, 4, 8]
-    # The formula of docs/scaling.md, with the figures as a reader finds them.
-    ring = 2 * exchange["latency_seconds"] + exchange["gradient_bytes"] / exchange["bytes_per_second"]
-    seconds = model["fixed_seconds"] + 4 * model["seconds_per_image"] + model["overhead_seconds"] + ring
-    assert model["predictions"][0]["images_per_second"] == pytest.approx(8 / seconds)
-    assert 1 <= model["pays_up_to"] <= 8
+    assert exchange["gradient_bytes"] in [size for size, _ in exchange["seconds_by_bytes"]]
+    assert [row["global_batch"] for row in found["parts_of_batch"]] == [2, 4, 8]
     assert all(math.isfinite(value) for value in found["others"].values())
     assert found["advice"]["suggestion"]
+
+    script = Path(__file__).parents[2] / "benchmarks" / "cost_model.py"
+    words = [sys.executable, script, "--processes", "2", "4"]
+    printed = subprocess.run(words, input=json.dumps(found), capture_output=True, text=True, check=True).stdout
+    # The formula of docs/scaling.md.
+    model = CostModel.of(found)
+    ring = 2 * model.latency + model.gradient_bytes / model.bandwidth
+    rate = 8 / (model.alone.fixed + 4 * model.alone.each + model.overhead + ring)
+    row = next(line.split() for line in printed.splitlines() if line.strip().startswith("2 "))
+    assert row[1] == f"{rate:,.0f}"
+    assert row[3] == f"{two['images_per_second']:,.0f}"
 
 
 def test_what_cannot_be_measured_is_refused_before_any_process_starts(command):
