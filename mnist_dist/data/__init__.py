@@ -1,4 +1,4 @@
-"""From picture files to batches: sources, store, sampler, transforms.
+"""From image files to batches: sources, store, sampler, transforms.
 
 Everything but `transforms` works without torch; import that module by its name.
 """

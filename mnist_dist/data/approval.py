@@ -1,7 +1,7 @@
 """The word between our own launcher and its ranks: which store to open.
 
-The launcher, which needs no torch, looks whether the pictures have changed, or decodes them, while its ranks import
-torch. They then open what it has approved, without looking again: that takes milliseconds at any number of pictures.
+The launcher, which needs no torch, looks whether the images have changed, or decodes them, while its ranks import
+torch. They then open what it has approved, without looking again: that takes milliseconds at any number of images.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def approve(group: GroupFolder, folder: Path | None, state: str, sha256: str = "
 
     Args:
         group: Where they look.
-        folder: The store; None: there is none on disk, and each rank gets the pictures by itself.
+        folder: The store; None: there is none on disk, and each rank gets the images by itself.
         state: How it came about, in words.
         sha256: The identity of its data.
         cpu_seconds: What the launcher has used for it: the ranks must not take it for another program's.

@@ -1,4 +1,4 @@
-"""Whole batches on their way to the network: gather, move, augment, normalise; never picture by picture."""
+"""Whole batches on their way to the network: gather, move, augment, normalise; never image by image."""
 
 from __future__ import annotations
 
@@ -143,17 +143,17 @@ class Batches:
 def affine_matrices(
     augmentation: Augmentation, *, size: int, seed: int, epochs: NDArray[np.int64], images: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """Draw each picture's rotation, shift and scale from (seed, epoch, image) alone.
+    """Draw each image's rotation, shift and scale from (seed, epoch, image) alone.
 
     Args:
         augmentation: Ranges.
-        size: Height and width of the pictures, in pixels.
+        size: Height and width of the images, in pixels.
         seed: The run's.
         epochs: `(B,)`.
         images: `(B,)` indices into the training split.
 
     Returns:
-        `(B, 2, 3)` maps from places in the new picture to places in the old one, in [-1, 1] coordinates.
+        `(B, 2, 3)` maps from places in the new image to places in the old one, in [-1, 1] coordinates.
     """
     draws = keyed_uniform(Purpose.AUGMENT, seed, epochs[:, None], images[:, None], np.arange(4))  # (B, 4)
     turn, scale, right, down = (2 * draws - 1).T
@@ -169,7 +169,7 @@ def affine_matrices(
 
 
 def warp(pixels: Tensor, matrices: Tensor) -> Tensor:
-    """Apply `(B, 2, 3)` maps to `(B, C, H, W)` pictures, bilinearly; what lies outside repeats the edge."""
+    """Apply `(B, 2, 3)` maps to `(B, C, H, W)` images, bilinearly; what lies outside repeats the edge."""
     grid = functional.affine_grid(matrices, list(pixels.shape), align_corners=False)
     edge = 1 - 1 / pixels.shape[-1]  # the outermost pixels' centres; padding_mode="border" is not on every device
     return functional.grid_sample(pixels, grid.clamp(-edge, edge), align_corners=False)

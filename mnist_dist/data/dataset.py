@@ -21,7 +21,7 @@ from mnist_dist.keyed import Purpose, keyed_hash
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """Pictures of a store: all of one of its splits, or some of them."""
+    """Images of a store: all of one of its splits, or some of them."""
 
     name: str
     stored: Stored = field(repr=False)
@@ -75,19 +75,19 @@ class Dataset:
 
 
 def open_dataset(data: Data, *, seed: int, announce: Announce, group: GroupFolder | None = None) -> Dataset:
-    """Open what `data` describes, decoding the pictures where no store of them exists yet.
+    """Open what `data` describes, decoding the images where no store of them exists yet.
 
     Needs no torch. Any number of processes may call it at once.
 
     Args:
         data: The config's section.
-        seed: What the held-out validation pictures are drawn from.
+        seed: What the held-out validation images are drawn from.
         announce: Gets lines of text about decoding.
         group: Where our own launcher says which store it has approved; only its ranks have it.
 
     Raises:
         ConfigError: A validation fraction is asked for where there is a `val` folder already.
-        DataError: Folders or pictures are missing or unreadable.
+        DataError: Folders or images are missing or unreadable.
     """
     store = (approved(group) if group is not None else None) or _open_store(data, announce)
     train = store.splits["train"]
@@ -117,10 +117,10 @@ def open_dataset(data: Data, *, seed: int, announce: Announce, group: GroupFolde
 def divide(
     labels: NDArray[np.int64], data: Data, *, seed: int, has_val: bool
 ) -> tuple[NDArray[np.int64] | None, NDArray[np.int64] | None]:
-    """Decide which training pictures to train on, and which to hold out if the config asks for it.
+    """Decide which training images to train on, and which to hold out if the config asks for it.
 
     Args:
-        labels: `(N,)` of the training pictures.
+        labels: `(N,)` of the training images.
         data: The config's section.
         seed: What the held-out ones are drawn from.
         has_val: Whether there is a `val` folder.
@@ -130,7 +130,7 @@ def divide(
 
     Raises:
         ConfigError: There is a `val` folder, and a fraction is asked for.
-        DataError: A class has too few pictures.
+        DataError: A class has too few images.
     """
     if not data.validation_fraction:
         return None, None
@@ -151,7 +151,7 @@ def stratified_split(
         Rows to train on and rows held out, both ascending.
 
     Raises:
-        DataError: A class has too few pictures to leave one on each side.
+        DataError: A class has too few images to leave one on each side.
     """
     order = np.lexsort((keyed_hash(Purpose.VALIDATION, seed, np.arange(len(labels))), labels))
     held_out = np.zeros(len(labels), np.bool_)
@@ -159,8 +159,8 @@ def stratified_split(
         count = round(fraction * len(rows))
         if not 0 < count < len(rows):
             raise DataError(
-                f"data.validation_fraction {fraction} of a class with {len(rows)} training pictures leaves none "
-                f"on one side: change the fraction or add pictures."
+                f"data.validation_fraction {fraction} of a class with {len(rows)} training images leaves none "
+                f"on one side: change the fraction or add images."
             )
         held_out[rows[:count]] = True
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
@@ -178,7 +178,7 @@ def mean_and_std(stored: Stored, rows: NDArray[np.int64] | None) -> tuple[tuple[
     mean = sums / pixels
     variance = squares / pixels - mean**2
     if (variance <= 0).any():
-        raise DataError("All training pictures are of one and the same colour: there is nothing to learn.")
+        raise DataError("All training images are of one and the same colour: there is nothing to learn.")
     return tuple((mean / 255).tolist()), tuple((np.sqrt(variance) / 255).tolist())
 
 

@@ -1,4 +1,4 @@
-"""Decode the pictures of a data set to arrays of one size, in parallel."""
+"""Decode the images of a data set to arrays of one size, in parallel."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from mnist_dist.machine import allowed_cpus, die_with_parent, start_helper
 CHUNK = 128
 PLAIN_CHUNK = 2048
 CHUNK_BYTES = 1 << 25
-"""What one process decodes before it hands it over: so many pictures or bytes at most. Filters of plain PNG files are
-undone for a whole chunk together; other pictures may take a while each."""
+"""What one process decodes before it hands it over: so many images or bytes at most. Filters of plain PNG files are
+undone for a whole chunk together; other images may take a while each."""
 CHUNKS_AHEAD = 8
 """Chunks that are handed out ahead of the one that is waited for, per process."""
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, getattr(signal, "SIGBUS", signal.SIGSEGV))
@@ -38,43 +38,43 @@ CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, getattr
 
 T = TypeVar("T")
 Keep = Callable[[int, NDArray[np.uint8]], T]
-"""Gets a chunk's first picture and `(n, C, H, W)` pixels in the process that has decoded them."""
+"""Gets a chunk's first image and `(n, C, H, W)` pixels in the process that has decoded them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoding:
-    """What pictures are decoded to."""
+    """What images are decoded to."""
 
     image_size: int
-    """Height and width of the result; a picture is stretched to it."""
+    """Height and width of the result; an image is stretched to it."""
     channels: int
     """1 for grayscale (ITU-R 601 luma), 3 for colour."""
     max_megapixels: int = MAX_MEGAPIXELS
-    """Larger pictures are refused before they are decoded."""
+    """Larger images are refused before they are decoded."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """`(C, H, W)` of each picture."""
+        """`(C, H, W)` of each image."""
         return self.channels, self.image_size, self.image_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk(Generic[T]):
-    """Some pictures that follow each other, decoded."""
+    """Some images that follow each other, decoded."""
 
     start: int
     """The first of them."""
     pictures: int
     kept: T
     unreadable: list[tuple[str, str]]
-    """A (file, reason) pair for each picture that cannot be read and is left black."""
+    """A (file, reason) pair for each image that cannot be read and is left black."""
     warnings: dict[str, str]
-    """What decoders complain of in pictures that they read, by file."""
+    """What decoders complain of in images that they read, by file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Chunks(Generic[T]):
-    """All pictures, cut into chunks; every process has a copy, and shares `progress`."""
+    """All images, cut into chunks; every process has a copy, and shares `progress`."""
 
     root: str
     files: tuple[str, ...]
@@ -82,9 +82,9 @@ class _Chunks(Generic[T]):
     keep: Keep[T]
     size: int
     progress: MutableSequence[int]
-    """Two values a chunk: the process that decodes it, and 1 + the picture that it is at; 0: not begun, or done."""
+    """Two values a chunk: the process that decodes it, and 1 + the image that it is at; 0: not begun, or done."""
     large: AbstractContextManager[object]
-    """Held by the process that has a large picture in memory."""
+    """Held by the process that has a large image in memory."""
 
     def __len__(self) -> int:
         return math.ceil(len(self.files) / self.size)
@@ -132,7 +132,7 @@ class _Chunks(Generic[T]):
         return Chunk(start=start, pictures=len(files), kept=kept, unreadable=unreadable, warnings=warnings)
 
     def had(self, processes: set[int]) -> list[str]:
-        """Name the pictures that some processes were at, all processes if none is given."""
+        """Name the images that some processes were at, all processes if none is given."""
         at = zip(self.progress[::2], self.progress[1::2], strict=True)
         return [
             f"{self.root}/{self.files[file - 1]}" for pid, file in at if file and (pid in processes or not processes)
@@ -140,20 +140,20 @@ class _Chunks(Generic[T]):
 
 
 def decode_all(root: Path, files: tuple[str, ...], decoding: Decoding, keep: Keep[T]) -> Iterator[Chunk[T]]:
-    """Decode many pictures with all CPUs, in order, a chunk at a time.
+    """Decode many images with all CPUs, in order, a chunk at a time.
 
-    On Linux other processes decode: whatever a picture does to one of them, this one can say which picture it was.
+    On Linux other processes decode: whatever an image does to one of them, this one can say which image it was.
 
     Args:
         root: What the files are relative to.
-        files: The pictures.
+        files: The images.
         decoding: What they are decoded to.
         keep: It is called where a chunk was decoded, and what it returns is pickled and travels here.
 
     Raises:
-        DataError: A picture made its decoder crash.
+        DataError: An image made its decoder crash.
         DeviceMemoryError: Memory ran out, or the system killed a process, most likely for its memory.
-        StorageError: The disk or its permissions do not let a picture be read now.
+        StorageError: The disk or its permissions do not let an image be read now.
     """
     image_size, channels = decoding.image_size, decoding.channels
     plain, _ = decode_plain([f"{root}/{file}" for file in files[:1]], image_size, channels)  # as the others likely are
@@ -237,7 +237,7 @@ def _broken(chunks: _Chunks[T], exits: dict[int, int]) -> MnistDistError:
         exits: Its processes with their exit codes. When one has ended, the pool ends the others with SIGTERM.
     """
     killed = {pid: -code for pid, code in exits.items() if code < 0 and code != -signal.SIGTERM}
-    pictures = chunks.had(set(killed)) or [f"pictures of {chunks.root}"]
+    pictures = chunks.had(set(killed)) or [f"images of {chunks.root}"]
     some = ", ".join(pictures[:3]) + (f" and {len(pictures) - 3} more" if len(pictures) > 3 else "")
     number = min(killed.values(), default=0)
     if number in CRASHES:
@@ -245,6 +245,6 @@ def _broken(chunks: _Chunks[T], exits: dict[int, int]) -> MnistDistError:
     if number == signal.SIGKILL:
         return DeviceMemoryError(
             f"The system killed a process that was decoding {some} (SIGKILL), most likely because memory ran out: free "
-            f"some, decode on fewer CPUs at once (taskset), or make large pictures smaller."
+            f"some, decode on fewer CPUs at once (taskset), or make large images smaller."
         )
     return WorkerError(f"A process that was decoding {some} was ended from outside: start the command again.")

@@ -1,7 +1,7 @@
-"""Decode one picture file to pixels: which formats are read, what is refused, and what its values become.
+"""Decode one image file to pixels: which formats are read, what is refused, and what its values become.
 
 The file's first bytes choose a decoder out of a fixed list: no file makes Pillow start another program. Whatever a
-decoder raises, prints or warns of is told with the picture's name.
+decoder raises, prints or warns of is told with the image's name.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from mnist_dist.fast import png_chunks
 from mnist_dist.fast.png import READ, SIGNATURE
 
 MAX_MEGAPIXELS = 256
-"""Larger pictures are refused unless the config says otherwise; phones take up to 200 megapixels."""
+"""Larger images are refused unless the config says otherwise; phones take up to 200 megapixels."""
 LARGE_PIXELS = 64_000_000
-"""Larger pictures are decoded one at a time, and larger JPEG pictures at a half, a quarter or an eighth of their size,
+"""Larger images are decoded one at a time, and larger JPEG images at a half, a quarter or an eighth of their size,
 never below twice the wanted size. That takes a fraction of the memory and the time; a value may differ from a full
 decode's by a few of 255 levels."""
 STRIP_PIXELS = 1 << 24
@@ -50,7 +50,7 @@ SIGNATURES = (
 DECODER_BYTES = 16
 """Memory that the decoders which take most need for a pixel."""
 READ_WHOLE = {"WEBP", "AVIF"}
-"""Formats whose decoders read the whole file before they look at the picture's size."""
+"""Formats whose decoders read the whole file before they look at the image's size."""
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -60,27 +60,27 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What makes a picture upright, by its EXIF orientation."""
+"""What makes an image upright, by its EXIF orientation."""
 ORIENTATION, BITS, PHOTOMETRIC, PLANAR, TILE_WIDTH, TILE_LENGTH, SAMPLE_FORMAT = 274, 258, 262, 284, 322, 323, 339
 """Tags of TIFF."""
 UNSIGNED, FLOATS = 1, 3
 """Kinds of values in TIFF."""
 OF_THE_DISK = STORAGE - {errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
-"""Numbers of system errors that say nothing of the picture."""
+"""Numbers of system errors that say nothing of the image."""
 HARMLESS = re.compile(r'_TIFFVSetField: .* "(Orientation|ResolutionUnit|[XY]Resolution)" tag')
 """Errors of libtiff about tags on which no pixel depends."""
 
 Mode = Literal["L", "RGB"]
 Warn = Callable[[str], None]
 Convert = Callable[[Image.Image], Image.Image]
-"""Makes 8-bit gray or colour, without transparency, of a picture or of some of its rows."""
+"""Makes 8-bit gray or colour, without transparency, of an image or of some of its rows."""
 
 
 class UnreadableError(DataError):
-    """A file is no picture, is damaged, or is of a kind that is not read. `reason` says which."""
+    """A file is no image, is damaged, or is of a kind that is not read. `reason` says which."""
 
     def __init__(self, path: str | Path, reason: str) -> None:
-        super().__init__(f"{path} cannot be read as a picture ({reason}): repair or remove it.")
+        super().__init__(f"{path} cannot be read as an image ({reason}): repair or remove it.")
         self.reason = reason
 
 
@@ -93,26 +93,26 @@ def decode(
     warn: Warn = lambda text: None,
     alone: AbstractContextManager[object] = contextlib.nullcontext(),  # noqa: B008 - it has no state
 ) -> NDArray[np.uint8]:
-    """Decode one picture: upright, on white where it is transparent, resized.
+    """Decode one image: upright, on white where it is transparent, resized.
 
-    A file with several pictures gives its first. 16-bit gray is divided by 257. Floats must lie in [0, 1] and are
+    A file with several images gives its first. 16-bit gray is divided by 257. Floats must lie in [0, 1] and are
     multiplied by 255. 32-bit and signed integers are refused: they have no defined white.
 
     Args:
         path: Of one of the formats of `SIGNATURES`, whatever its ending.
-        image_size: Height and width of the result; the picture is stretched to it.
+        image_size: Height and width of the result; the image is stretched to it.
         channels: 1 for grayscale (ITU-R 601 luma), 3 for colour.
-        max_megapixels: Larger pictures are refused before they are decoded.
-        warn: Gets each complaint of the decoder about a picture that it reads nevertheless.
-        alone: Held while a picture of more than `LARGE_PIXELS` is in memory.
+        max_megapixels: Larger images are refused before they are decoded.
+        warn: Gets each complaint of the decoder about an image that it reads nevertheless.
+        alone: Held while an image of more than `LARGE_PIXELS` is in memory.
 
     Returns:
         `(channels, image_size, image_size)` uint8.
 
     Raises:
-        UnreadableError: The file is missing, damaged, no picture, or of a kind that is not read.
-        StorageError: The disk or its permissions do not let it be read now, which says nothing of the picture.
-        DeviceMemoryError: Memory does not hold the picture.
+        UnreadableError: The file is missing, damaged, no image, or of a kind that is not read.
+        StorageError: The disk or its permissions do not let it be read now, which says nothing of the image.
+        DeviceMemoryError: Memory does not hold the image.
     """
     try:
         with _pillow(max_megapixels * 1_000_000, warn), _open_regular(path) as file:
@@ -123,7 +123,7 @@ def decode(
         if _is_out_of_memory(error):
             raise DeviceMemoryError(
                 f"Memory ran out while {path} was decoded: free some, decode on fewer CPUs at once (taskset), or make "
-                f"the picture smaller."
+                f"the image smaller."
             ) from None
         if isinstance(error, OSError) and error.errno in OF_THE_DISK:
             raise storage_error(OSError(error.errno, error.strerror, str(path))) from None
@@ -159,7 +159,7 @@ def decoders() -> dict[str, Callable[[BinaryIO], ImageFile.ImageFile]]:
 
 
 def _open(file: BinaryIO, image_size: int, most: int) -> tuple[ImageFile.ImageFile, Convert]:
-    """Read a picture's header, and refuse what is not read or too large."""
+    """Read an image's header, and refuse what is not read or too large."""
     kind = _kind(file, most)
     if kind == "PNG":
         return _open_png(file, most)
@@ -176,7 +176,7 @@ def _open(file: BinaryIO, image_size: int, most: int) -> tuple[ImageFile.ImageFi
 
 
 def _decode(picture: ImageFile.ImageFile, convert: Convert, image_size: int, mode: Mode) -> NDArray[np.uint8]:
-    """Read a picture's values, turn it upright and resize it: `(H, W)` or `(H, W, 3)`."""
+    """Read an image's values, turn it upright and resize it: `(H, W)` or `(H, W, 3)`."""
     printing = _complaints() if picture.format == "TIFF" else contextlib.nullcontext()
     with _enough_memory(picture.width * picture.height), printing:
         picture.load()
@@ -198,7 +198,7 @@ def _kind(file: BinaryIO, most: int) -> str:
         names = ", ".join(name for name, _ in SIGNATURES)
         raise ValueError(f"it is none of {names}" if start else "it is empty")
     if kind in READ_WHOLE and os.fstat(file.fileno()).st_size > 4 * most:
-        raise ValueError("the file is larger than any picture of data.max_megapixels")
+        raise ValueError("the file is larger than any image of data.max_megapixels")
     return kind
 
 
@@ -231,7 +231,7 @@ def _open_tiff(file: BinaryIO, most: int) -> tuple[ImageFile.ImageFile, Convert]
     if tags.get(PLANAR) == 2 and picture.mode in ("LA", "La", "PA"):
         raise ValueError("its transparency is in a plane of its own: save it with interleaved samples")
     if tags.get(TILE_WIDTH, 1) * tags.get(TILE_LENGTH, 1) > 4 * picture.width * picture.height + STRIP_PIXELS:
-        raise ValueError("its tiles are larger than the picture: it is damaged")
+        raise ValueError("its tiles are larger than the image: it is damaged")
     if picture.mode == "F" and tags.prefix == b"MM":  # libtiff swaps the bytes, and Pillow does so again
         if picture.info["compression"] != "raw" or tags.get(PLANAR) == 2:
             raise ValueError("its big-endian floats are compressed or in planes: save it otherwise, or with 8 bits")
@@ -247,7 +247,7 @@ def _open_tiff(file: BinaryIO, most: int) -> tuple[ImageFile.ImageFile, Convert]
 def _to_8_bits(
     rows: Image.Image, *, white: int = 65535, inverted: bool = False, transparent: int | None = None
 ) -> Image.Image:
-    """Make 8-bit gray or colour, without transparency, of a loaded picture or of some of its rows.
+    """Make 8-bit gray or colour, without transparency, of a loaded image or of some of its rows.
 
     Args:
         rows: Of any mode.
@@ -298,7 +298,7 @@ def _convert_in_strips(picture: Image.Image, convert: Convert, mode: Mode) -> Im
 
 
 def _turn(picture: Image.Image) -> Image.Transpose | None:
-    """Find how to turn a picture upright. EXIF data that cannot be read turns nothing; pixels do not depend on it."""
+    """Find how to turn an image upright. EXIF data that cannot be read turns nothing; pixels do not depend on it."""
     try:
         return TURNS.get(picture.getexif().get(ORIENTATION, 1))
     except MemoryError:
@@ -319,7 +319,7 @@ def _open_regular(path: str | Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def _pillow(most: int, warn: Warn) -> Iterator[None]:
-    """Set Pillow's limit and switches for one picture, and hand its warnings over."""
+    """Set Pillow's limit and switches for one image, and hand its warnings over."""
     from PIL import AvifImagePlugin, TiffImagePlugin
 
     switches: list[tuple[Any, str, object]] = [
@@ -358,7 +358,7 @@ def _enough_memory(pixels: int) -> Iterator[None]:
 
 
 def _canvas_of_webp(file: BinaryIO) -> tuple[int, int]:
-    """Read the width and height for which WebP's decoder takes memory before it says how large the picture is."""
+    """Read the width and height for which WebP's decoder takes memory before it says how large the image is."""
     start = file.read(30)
     file.seek(0)
     numbers = int.from_bytes(start[21:25], "little"), int.from_bytes(start[24:27], "little")
@@ -405,7 +405,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _reason(error: Exception, path: str) -> str:
-    """Return in one line why a picture cannot be read, without its name."""
+    """Return in one line why an image cannot be read, without its name."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = _one_line(str(error)).replace(path, "the file").strip("'\". ")

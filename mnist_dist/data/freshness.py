@@ -1,4 +1,4 @@
-"""Whether a store still is what its pictures are, told without decoding them where the file system can tell.
+"""Whether a store still is what its images are, told without decoding them where the file system can tell.
 
 A store remembers the times of every folder below the splits, and size, times and inode of every file. What is added,
 removed or renamed changes its folder's times; what is overwritten in place changes its own. Of very many files only
@@ -145,9 +145,9 @@ def agrees(
     Args:
         listing: Of the data folder.
         store: On disk.
-        memory: Of the store; None: it is lost, so all pictures are compared.
-        decoding: What the store's pictures were decoded to.
-        announce: Told now and then how many pictures are still to be compared.
+        memory: Of the store; None: it is lost, so all images are compared.
+        decoding: What the store's images were decoded to.
+        announce: Told now and then how many images are still to be compared.
     """
     if listing.classes != store.classes or listing.splits.keys() != store.splits.keys():
         return False
@@ -179,7 +179,7 @@ def agrees(
 def _compare(
     listing: Listing, split: str, rows: NDArray[np.int64], decoding: Decoding, images: NDArray[np.uint8]
 ) -> Iterator[int]:
-    """Decode some pictures again; yield how many more are as the store has them, 0 where one is not."""
+    """Decode some images again; yield how many more are as the store has them, 0 where one is not."""
     files = tuple(listing.splits[split].files[row] for row in rows.tolist())
     for chunk in decode_all(listing.root, files, decoding, hand_over):
         some = rows[chunk.start : chunk.start + chunk.pictures]

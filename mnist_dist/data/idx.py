@@ -94,7 +94,7 @@ def write_image_folder(idx: IdxSet, target: Path, announce: Callable[[str], None
 
     Raises:
         ConfigError: The target exists and is not empty.
-        WorkerError: A process that wrote pictures was killed.
+        WorkerError: A process that wrote images was killed.
         OSError: The disk is full or read-only.
     """
     check_target(target)
@@ -106,14 +106,14 @@ def write_image_folder(idx: IdxSet, target: Path, announce: Callable[[str], None
             for left in check_target(target, own=temporary):
                 remove(left)
             for split, images in idx.images.items():
-                announce(f"Writing {len(images):,} pictures to {target / split}")
+                announce(f"Writing {len(images):,} images to {target / split}")
                 _write_split(temporary / split, images, idx.labels[split], classes=_class_names(idx))
             for split in idx.images:
                 (temporary / split).rename(target / split)
     finally:
         remove(temporary)
         if is_new:
-            with contextlib.suppress(OSError):  # it has the pictures
+            with contextlib.suppress(OSError):  # it has the images
                 target.rmdir()
 
 
@@ -260,7 +260,7 @@ def _write_split(folder: Path, images: NDArray[np.uint8], labels: NDArray[np.uin
             list(pool.map(_write_chunk, jobs))
     except BrokenProcessPool:
         raise WorkerError(
-            "A process that was writing pictures was killed, perhaps because memory ran out: free some, or use fewer "
+            "A process that was writing images was killed, perhaps because memory ran out: free some, or use fewer "
             "CPUs at once (taskset), and start the command again."
         ) from None
 

@@ -42,7 +42,7 @@ class Sampler:
     def __post_init__(self) -> None:
         if self.global_batch > self.images:
             raise ConfigError(
-                f"train.global_batch is {self.global_batch}, but there are only {self.images} training pictures: "
+                f"train.global_batch is {self.global_batch}, but there are only {self.images} training images: "
                 f"use {self.images} or less."
             )
         object.__setattr__(self, "epoch_steps", Fraction(self.images, self.global_batch))

@@ -1,4 +1,4 @@
-"""Where pictures come from: image folders as torchvision lays them out, and the embedded digits."""
+"""Where images come from: image folders as torchvision lays them out, and the embedded digits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WORD = 0xFFFF_FFFF_FFFF_FFFF
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pictures:
-    """The picture files of one split, sorted by path."""
+    """The image files of one split, sorted by path."""
 
     files: tuple[str, ...]
     """Paths relative to the data folder, with forward slashes."""
@@ -41,7 +41,7 @@ class Pictures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
-    """Every picture of a data folder, under one class index for all splits."""
+    """Every image of a data folder, under one class index for all splits."""
 
     root: Path
     classes: tuple[str, ...]
@@ -70,14 +70,14 @@ class Survey:
 
 
 def scan(root: Path, *, follow_links: bool = False) -> Listing:
-    """List the pictures below `root/train`, `root/test` and, if it exists, `root/val`.
+    """List the images below `root/train`, `root/test` and, if it exists, `root/val`.
 
     Args:
         root: The data folder.
         follow_links: Follow links that lead out of it, too.
 
     Raises:
-        DataError: A folder is missing, a class is in only some of the splits, a class has no pictures, or some of the
+        DataError: A folder is missing, a class is in only some of the splits, a class has no images, or some of the
             files cannot be used.
     """
     found = survey(root, follow_links=follow_links)
@@ -89,14 +89,14 @@ def scan(root: Path, *, follow_links: bool = False) -> Listing:
 
 
 def survey(root: Path, *, follow_links: bool = False) -> Survey:
-    """List the pictures of a data folder, and all that training would refuse or pass over.
+    """List the images of a data folder, and all that training would refuse or pass over.
 
     Raises:
         DataError: There is no such folder, or it has no `train` or `test`.
     """
     if not root.is_dir():
         raise DataError(
-            f"There is no data folder {root}. Put pictures into {root / 'train' / 'CLASS'} and "
+            f"There is no data folder {root}. Put images into {root / 'train' / 'CLASS'} and "
             f"{root / 'test' / 'CLASS'}, import a set with `mnist-dist data import`, or name another folder "
             f"with --data."
         )
@@ -136,7 +136,7 @@ def unreadable(root: Path, what: str, bad: Iterable[tuple[str, str]]) -> DataErr
 
     Args:
         root: The data folder.
-        what: `file` or `picture`.
+        what: `file` or `image`.
         bad: Their paths and the reasons.
     """
     pairs = list(bad)
@@ -211,7 +211,7 @@ def _class_faults(root: Path, folders: dict[str, list[str]], classes: Sequence[s
     paths = [f"{root / split / name}" for split, name in missing]
     return [
         f"Each class must be in every split, and {_count(paths, 'folder is', 'folders are')} missing: "
-        f"{_some(paths)}. Add pictures there, or remove the class from the other splits."
+        f"{_some(paths)}. Add images there, or remove the class from the other splits."
     ]
 
 
@@ -235,8 +235,8 @@ def _empty_faults(
     if not empty:
         return []
     return [
-        f"{_count(empty, 'class folder has', 'class folders have')} no pictures: {_some(empty)}. "
-        f"Pictures are files that end in {' '.join(EXTENSIONS)}."
+        f"{_count(empty, 'class folder has', 'class folders have')} no images: {_some(empty)}. "
+        f"Images are files that end in {' '.join(EXTENSIONS)}."
     ]
 
 

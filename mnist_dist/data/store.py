@@ -1,6 +1,6 @@
-"""The store of a data folder: found where it is up to date, else built, with each picture decoded once.
+"""The store of a data folder: found where it is up to date, else built, with each image decoded once.
 
-A store is a folder named by its picture size, channels, and a hash of its content. It is built in a temporary folder
+A store is a folder named by its image size, channels, and a hash of its content. It is built in a temporary folder
 under a lock and renamed, so a half-built one is never seen, in the data folder, else the user's cache, else in memory
 alone. Before it is used, its checksums are verified, and its files compared with those that it was made from.
 """
@@ -55,17 +55,17 @@ Announce = Callable[[str], None]
 
 
 def open_or_build(root: Path, decoding: Decoding, announce: Announce, *, follow_links: bool = False) -> Store:
-    """Open the store of a data folder, or decode the pictures into one.
+    """Open the store of a data folder, or decode the images into one.
 
     Args:
         root: The data folder, laid out as `sources.scan` has it.
-        decoding: What the pictures are decoded to.
+        decoding: What the images are decoded to.
         announce: Gets a line of text when decoding starts, while it goes on, where a store is damaged, and where the
             store cannot be kept.
         follow_links: Follow links that lead out of the data folder.
 
     Raises:
-        DataError: Folders are missing or pictures cannot be read; the message names them.
+        DataError: Folders are missing or images cannot be read; the message names them.
     """
     found: list[tuple[Store, Memory | None]] = []
     unusable: dict[Path, OSError] = {}
@@ -93,7 +93,7 @@ def open_or_build(root: Path, decoding: Decoding, announce: Announce, *, follow_
                 raise unusable[home]
             return _build_locked(listing, home, decoding, announce)
         except OSError as error:
-            announce(f"The decoded pictures cannot be kept in {home}: {error.strerror or error}.")
+            announce(f"The decoded images cannot be kept in {home}: {error.strerror or error}.")
     announce("They are kept in memory instead, and decoded again at the next start.")
     return _decode_to_memory(listing, decoding, announce)
 
@@ -105,7 +105,7 @@ def _kind(decoding: Decoding) -> str:
 def _whole_stores(
     home: Path, kind: str, announce: Announce, lock: Path | None = None
 ) -> Iterator[tuple[Store, Memory | None]]:
-    """Yield the stores of a picture size that are not damaged, with what they remember of the files.
+    """Yield the stores of an image size that are not damaged, with what they remember of the files.
 
     Args:
         home: Of the stores.
@@ -125,12 +125,12 @@ def _whole_stores(
                 continue
             verify(store)
         except DamagedError as error:
-            announce(f"The decoded pictures in {folder} are damaged ({error}).")
+            announce(f"The decoded images in {folder} are damaged ({error}).")
             continue
         try:
             memory = _recall(store, lock)
         except DamagedError as error:
-            announce(f"What {folder} knows of the files is damaged ({error}): all pictures are compared with it.")
+            announce(f"What {folder} knows of the files is damaged ({error}): all images are compared with it.")
             memory = None
         yield store, memory
 
@@ -156,7 +156,7 @@ def _agrees(listing: Listing, store: Store, memory: Memory | None, decoding: Dec
     progress = Announcer(announce)
 
     def say(left: int) -> None:
-        progress(f"Comparing pictures with the store: {left:,} left")
+        progress(f"Comparing images with the store: {left:,} left")
 
     return agrees(listing, store, memory, decoding, say)
 
@@ -186,7 +186,7 @@ def _build_locked(listing: Listing, home: Path, decoding: Decoding, announce: An
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        for path in set(home.glob(f"{kind}-*")) - {folder}:  # not before: a picture might not have been readable
+        for path in set(home.glob(f"{kind}-*")) - {folder}:  # not before: an image might not have been readable
             remove(path)
     try:
         built = open_folder(folder, f"decoded in {seconds:.1f} s")
@@ -197,10 +197,10 @@ def _build_locked(listing: Listing, home: Path, decoding: Decoding, announce: An
 
 
 def _build(listing: Listing, folder: Path, decoding: Decoding, announce: Announce, home: Path) -> tuple[float, str]:
-    """Decode all pictures into a folder; returns the seconds it took and the identity of the data."""
+    """Decode all images into a folder; returns the seconds it took and the identity of the data."""
     started = time.monotonic()
     total = sum(len(pictures.files) for pictures in listing.splits.values())
-    announce(f"Decoding {total:,} pictures once, into {home}")
+    announce(f"Decoding {total:,} images once, into {home}")
     digest = identity(listing.classes)
     splits = {}
     for split, pictures in listing.splits.items():
@@ -272,7 +272,7 @@ def _decode_to_memory(listing: Listing, decoding: Decoding, announce: Announce) 
 def _readable(
     root: Path, pictures: Pictures, decoding: Decoding, announce: Announce, keep: Keep[T]
 ) -> Iterator[Chunk[T]]:
-    """Yield the decoded chunks of a split; raise after its last one if any picture could not be read."""
+    """Yield the decoded chunks of a split; raise after its last one if any image could not be read."""
     bad: list[tuple[str, str]] = []
     done = warned = 0
     progress = Announcer(announce)
@@ -285,9 +285,9 @@ def _readable(
         progress(f"  {done:,} of {len(pictures.files):,}")
         yield chunk
     if warned > WARNED:
-        announce(f"warning: {warned - WARNED:,} more pictures, which {typed('data', 'check', root)} lists.")
+        announce(f"warning: {warned - WARNED:,} more images, which {typed('data', 'check', root)} lists.")
     if bad:
-        raise unreadable(root, "picture", bad)
+        raise unreadable(root, "image", bad)
 
 
 class Announcer:

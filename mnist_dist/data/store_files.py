@@ -1,6 +1,6 @@
-"""An open store: a data set's pictures as uint8 arrays, in memory or in a folder of .npy files.
+"""An open store: a data set's images as uint8 arrays, in memory or in a folder of .npy files.
 
-Opening one costs a few memory maps, whatever the number of pictures, and the processes of a machine share them.
+Opening one costs a few memory maps, whatever the number of images, and the processes of a machine share them.
 """
 
 from __future__ import annotations
@@ -133,15 +133,15 @@ class Index(Sealed):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
-    """One split's pictures, as they lie in the store."""
+    """One split's images, as they lie in the store."""
 
     images: NDArray[np.uint8]
     """`(N, C, H, W)`, memory-mapped copy-on-write where the store is on disk, as all that follows."""
     labels: NDArray[np.int64]
     moments: NDArray[np.uint64]
-    """`(N, C, 2)` sum and sum of squares of each picture's pixels, for exact means over any subset."""
+    """`(N, C, 2)` sum and sum of squares of each image's pixels, for exact means over any subset."""
     totals: NDArray[np.uint64]
-    """`(C, 2)` the same of all pictures together."""
+    """`(C, 2)` the same of all images together."""
     files: Sequence[str]
 
 
@@ -160,7 +160,7 @@ class Store:
 
 
 def moments_of(images: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    """Sum each picture's pixels and their squares, per channel: `(N, C, H, W)` to `(N, C, 2)`."""
+    """Sum each image's pixels and their squares, per channel: `(N, C, H, W)` to `(N, C, 2)`."""
     values = images.reshape(*images.shape[:2], math.prod(images.shape[2:]))
     moments = np.empty((*values.shape[:2], 2), np.uint64)
     size = max(1, MOMENTS_VALUES // math.prod(values.shape[1:]))
@@ -178,7 +178,7 @@ def in_memory(images: NDArray[np.uint8], labels: NDArray[np.int64], files: Seque
 
 
 def from_arrays(classes: tuple[str, ...], splits: dict[str, Stored], state: str) -> Store:
-    """Make a store of splits in memory; its identity is that of the same pictures on disk."""
+    """Make a store of splits in memory; its identity is that of the same images on disk."""
     digest = identity(classes)
     for split in splits.values():
         digest.update(np.ascontiguousarray(split.images).data)
@@ -259,7 +259,7 @@ def verify(store: Store, few_bytes: int = FEW_BYTES) -> None:
             file.seek(-split.moments.nbytes, os.SEEK_END)
             columns = np.fromfile(file, np.uint64).reshape(len(split.labels), -1).T
         if [int(column.sum()) for column in columns] != split.totals.ravel().tolist():  # faster than sum(axis=0)
-            raise DamagedError(f"the totals of {name} in {INDEX} are not those of its pictures")
+            raise DamagedError(f"the totals of {name} in {INDEX} are not those of its images")
 
 
 def _map(folder: Path, split: str, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
@@ -267,7 +267,7 @@ def _map(folder: Path, split: str, name: str, shape: tuple[int, ...]) -> NDArray
 
 
 def advise(images: NDArray[np.uint8], *, whole: bool = False) -> None:
-    """Tell the kernel how mapped pixels will be read: else it reads far ahead (128 kB, or megabytes) of each picture.
+    """Tell the kernel how mapped pixels will be read: else it reads far ahead (128 kB, or megabytes) of each image.
 
     Args:
         images: Of a store; nothing is done where they are not mapped, or the system takes no advice.

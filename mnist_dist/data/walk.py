@@ -1,8 +1,8 @@
-"""Walk the folders of a data set: what is a picture, what is passed over, and what is refused, each with its reason.
+"""Walk the folders of a data set: what is an image, what is passed over, and what is refused, each with its reason.
 
-Only regular files are pictures: opening a named pipe would wait for ever. Links are followed, except back into a folder
+Only regular files are images: opening a named pipe would wait for ever. Links are followed, except back into a folder
 that they lie in; where several links of a class lead to one folder, one is followed. A link that leads out of the data
-folder is followed only where the user says so: in a folder from somebody else, it could point at private pictures,
+folder is followed only where the user says so: in a folder from somebody else, it could point at private images,
 which would then end in a store that travels with the folder.
 """
 
@@ -15,7 +15,7 @@ from heapq import heappop, heappush
 from pathlib import Path
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-"""What counts as a picture: torchvision's own list."""
+"""What counts as an image: torchvision's own list."""
 SYSTEM_FOLDERS = {"@eadir", "__macosx", "#recycle", "@recycle", "$recycle.bin", "system volume information",
                   "lost+found", "__pycache__"}  # fmt: skip
 """What systems put beside a user's files, in small letters: thumbnails, copies, waste."""
@@ -57,7 +57,7 @@ class Walk:
         return sorted(found)
 
     def pictures(self, folder: str) -> Iterator[tuple[str, os.stat_result]]:
-        """Yield the path and status of every picture below a folder.
+        """Yield the path and status of every image below a folder.
 
         Of several links to one folder, the one with the shortest path is followed.
 
@@ -93,7 +93,7 @@ class Walk:
                 elif (file := self._status(entry.path)) is None:
                     continue
                 elif not is_picture(entry.name):
-                    self.ignored[entry.path] = KINDS.get(stat.S_IFMT(file.st_mode), "not a picture by its ending")
+                    self.ignored[entry.path] = KINDS.get(stat.S_IFMT(file.st_mode), "not an image by its ending")
                 elif reason := _why_no_picture(file):
                     self.bad[entry.path] = reason
                 else:
@@ -139,7 +139,7 @@ class Walk:
             return None
 
     def _refuse(self, path: str, reason: str, *, matters: bool) -> bool:
-        """Note a link that is not followed: a fault where pictures would be missing."""
+        """Note a link that is not followed: a fault where images would be missing."""
         (self.bad if matters or is_picture(Path(path).name) else self.ignored)[path] = reason
         return False
 
@@ -153,15 +153,15 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def is_picture(name: str) -> bool:
-    """Return whether a file counts as a picture by its ending; hidden files never do."""
+    """Return whether a file counts as an image by its ending; hidden files never do."""
     return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
 
 
 def find_pictures(folder: Path) -> tuple[list[Path], dict[str, str]]:
-    """Find all pictures below a folder that a user has named.
+    """Find all images below a folder that a user has named.
 
     Returns:
-        The pictures, sorted, and why a path that looks like one cannot be used.
+        The images, sorted, and why a path that looks like one cannot be used.
     """
     walk = Walk(folder)
     found = sorted(Path(path) for path, _ in walk.pictures(str(folder)))

@@ -1,7 +1,7 @@
 """Decode many PNG files at once: the plain ones of the wanted size, and nothing else.
 
-Per picture there is only what must be: three system calls, a few comparisons, a checksum and zlib. The row filters
-are undone over all pictures of a chunk together. A file that is in any way out of the ordinary (another size, depth
+Per image there is only what must be: three system calls, a few comparisons, a checksum and zlib. The row filters
+are undone over all images of a chunk together. A file that is in any way out of the ordinary (another size, depth
 or colour type, interlaced, transparent, animated, rotated, damaged) is left to `png_chunks` and Pillow.
 
 Format: Portable Network Graphics (PNG) Specification, W3C Recommendation, third edition; its section 9 has the filters.
@@ -32,7 +32,7 @@ READ = (
     | getattr(os, "O_NOCTTY", 0)
     | getattr(os, "O_CLOEXEC", 0)
 )
-"""How a file that may be a picture, or anything, is opened."""
+"""How a file that may be an image, or anything, is opened."""
 
 
 def decode_plain(paths: Sequence[str], image_size: int, channels: int) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
@@ -40,7 +40,7 @@ def decode_plain(paths: Sequence[str], image_size: int, channels: int) -> tuple[
 
     Args:
         paths: The files; they need not be PNGs, nor be there.
-        image_size: Height and width that a picture must have.
+        image_size: Height and width that an image must have.
         channels: 1 for 8-bit grayscale, 3 for 8-bit colour.
 
     Returns:
@@ -62,7 +62,7 @@ def decode_plain(paths: Sequence[str], image_size: int, channels: int) -> tuple[
 
 
 def _scanlines(path: str, start: bytes, length: int) -> bytes | None:
-    """Read a plain picture's filtered rows; None for any other file."""
+    """Read a plain image's filtered rows; None for any other file."""
     try:
         file = os.open(path, READ)
         try:
@@ -100,7 +100,7 @@ def _image_data(content: bytes, start: int, end: int) -> bytes | None:
 
 
 def _unfilter(filtered: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
-    """Undo the filters of all pictures, row by row and filter by filter, in place.
+    """Undo the filters of all images, row by row and filter by filter, in place.
 
     Args:
         filtered: `(K, H, 1 + W x C)`: each row's filter, then its bytes.
@@ -155,7 +155,7 @@ def _undo_paeth(row: NDArray[np.uint8], above: NDArray[np.uint8], channels: int)
 
 
 def _columns(row: NDArray[np.uint8], channels: int) -> NDArray[np.int16]:
-    """Lay rows out as `(W, k, C)`: what has to be undone pixel after pixel is done for all pictures at once."""
+    """Lay rows out as `(W, k, C)`: what has to be undone pixel after pixel is done for all images at once."""
     return row.reshape(len(row), -1, channels).transpose(1, 0, 2).astype(np.int16, order="C")
 
 

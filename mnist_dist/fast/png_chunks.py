@@ -1,6 +1,6 @@
-"""Check a PNG file's chunks, and keep those that make its picture: what Pillow gets of a file.
+"""Check a PNG file's chunks, and keep those that make its image: what Pillow gets of a file.
 
-Pillow does not check the checksums of the image data, refuses pictures for their texts and colour profiles, and takes
+Pillow does not check the checksums of the image data, refuses images for their texts and colour profiles, and takes
 a transparent gray or colour for one of 8 bits, whatever the depth.
 
 Format: Portable Network Graphics (PNG) Specification, W3C Recommendation, third edition.
@@ -27,14 +27,14 @@ ANCILLARY = 0x20
 IMAGE_DATA = b"IDAT"
 TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 MOST = {b"PLTE": 768, b"tRNS": 256, LAST_CHUNK: 0, b"eXIf": PIECE, **dict.fromkeys(TEXTS, PIECE)}
-"""Other chunks that may change the picture, and the bytes up to which they are read; longer ones are passed over."""
+"""Other chunks that may change the image, and the bytes up to which they are read; longer ones are passed over."""
 TURNING = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
-"""Beginnings of texts that may tell how the picture is turned; other texts are passed over."""
+"""Beginnings of texts that may tell how the image is turned; other texts are passed over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
-    """What of a PNG file makes its picture."""
+    """What of a PNG file makes its image."""
 
     content: bytes
     """A PNG file of its own."""
@@ -43,7 +43,7 @@ class Picture:
 
 
 def check_size(width: int, height: int, most: int) -> None:
-    """Refuse a picture with too many pixels.
+    """Refuse an image with too many pixels.
 
     Raises:
         ValueError: It has more than `most`.
@@ -60,7 +60,7 @@ def read_picture(file: BinaryIO, most: int) -> Picture:
 
     Args:
         file: At its beginning.
-        most: Pixels that the picture may have.
+        most: Pixels that the image may have.
 
     Raises:
         ValueError: It is damaged, cut off, or larger than `most`.
@@ -73,7 +73,7 @@ def read_picture(file: BinaryIO, most: int) -> Picture:
     width, height, depth, colour = struct.unpack(">IIBB", header[:10])
     check_size(width, height, most)
     line = 1 + (width * depth * SAMPLES.get(colour, 4) + 7) // 8
-    most_of = MOST | {IMAGE_DATA: 2 * height * line + PIECE}  # more than that inflates to more than the picture
+    most_of = MOST | {IMAGE_DATA: 2 * height * line + PIECE}  # more than that inflates to more than the image
     kept = bytearray(SIGNATURE + chunk(kind, header))
     transparent: tuple[int, ...] = ()
     begun = ended = False
@@ -96,7 +96,7 @@ def read_picture(file: BinaryIO, most: int) -> Picture:
 
 
 def _read_chunk(file: BinaryIO, most_of: dict[bytes, int]) -> tuple[bytes, bytes | None]:
-    """Read a chunk and check it; its content is None where it changes nothing of the picture."""
+    """Read a chunk and check it; its content is None where it changes nothing of the image."""
     start = file.read(8)
     length, kind = struct.unpack(">I4s", start.ljust(8, b"\0"))
     if len(start) < 8:
@@ -122,7 +122,7 @@ def _read_chunk(file: BinaryIO, most_of: dict[bytes, int]) -> tuple[bytes, bytes
 
 
 def _transparent(content: bytes, depth: int, values: int) -> tuple[bytes | None, tuple[int, ...]]:
-    """Scale what is transparent to the 8 bits to which Pillow scales the picture; 16 bits are taken out."""
+    """Scale what is transparent to the 8 bits to which Pillow scales the image; 16 bits are taken out."""
     white = (1 << depth) - 1
     exact = tuple(value & white for value in struct.unpack(f">{values}H", content[: 2 * values]))
     if depth == 16:

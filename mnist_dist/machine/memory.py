@@ -26,7 +26,7 @@ _OF_TENSORS = (
 )
 _OF_NCCL = ("out of memory", "Failed to CUDA", "Failed to malloc", "Failed to alloc")
 
-_PLAIN = "Memory ran out: free some, or ask for less (smaller pictures, network or batch)."
+_PLAIN = "Memory ran out: free some, or ask for less (smaller images, network or batch)."
 WORDS: dict[Refusal, str] = {
     "process": _PLAIN,
     "tensors": _PLAIN,

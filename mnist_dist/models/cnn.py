@@ -26,7 +26,7 @@ class SmallCNN(nn.Module):
         self.fc2 = nn.Linear(50, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Score `(B, C, H, W)` pictures as `(B, K)` logits."""
+        """Score `(B, C, H, W)` images as `(B, K)` logits."""
         x = functional.relu_(functional.max_pool2d(self.conv1(x), 2))  # (B, 10, 12, 12)
         x = functional.relu_(self.conv2_drop(functional.max_pool2d(self.conv2(x), 2)))  # (B, 20, 4, 4)
         x = functional.relu(self.fc1(x.flatten(1)))  # (B, 50)
@@ -48,7 +48,7 @@ class LargeCNN(nn.Module):
         self.fc2 = nn.Linear(128, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Score `(B, C, H, W)` pictures as `(B, K)` logits."""
+        """Score `(B, C, H, W)` images as `(B, K)` logits."""
         x = functional.relu_(self.conv1(x))  # (B, 32, 26, 26)
         x = functional.relu_(functional.max_pool2d(self.conv2(x), 2))  # (B, 64, 12, 12)
         x = self.conv2_drop(x)
@@ -73,7 +73,7 @@ class FastCNN(nn.Module):
         self.fc2 = nn.Linear(256, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Score `(B, C, H, W)` pictures as `(B, K)` logits."""
+        """Score `(B, C, H, W)` images as `(B, K)` logits."""
         x = x[:, :, 2:-2, 2:-2]  # (B, C, 24, 24)
         x = functional.relu_(functional.max_pool2d(self.conv1(x), 2))  # (B, 16, 10, 10)
         x = functional.relu_(functional.max_pool2d(self.conv2(x), 2))  # (B, 32, 4, 4)

@@ -299,7 +299,7 @@ def _choose_threads(config: Config, runtime: Runtime, cpus: Cpus, warn: Callable
         return Chosen(threads=given, reason="as asked" if options.threads else "as exact needs")
     if runtime.device.type != "cpu":
         return Chosen(threads=given, reason="")
-    # The least that any rank has seen: a rank that decoded pictures looks like another program to the others.
+    # The least that any rank has seen: a rank that decoded images looks like another program to the others.
     others = -runtime.maximum(-round(100 * others_since_prepare(cpus.ranks))) / 100
     chosen = choose(config, cpus, ranks=runtime.ranks, most=given, others=others)
     least = -runtime.maximum(-chosen.threads)  # one number is saved, with which all go on after a resume

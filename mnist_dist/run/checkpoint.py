@@ -122,7 +122,7 @@ def find(folder: Path, which: str) -> Path:
         best = read_meta(list(found.values())[-1]).progress.get("best")
         if best is None:
             raise CheckpointError(
-                "There is no best checkpoint: it needs validation pictures (a `val` folder, or "
+                "There is no best checkpoint: it needs validation images (a `val` folder, or "
                 "data.validation_fraction). Use --checkpoint last."
             )
         which = str(best.get("step")) if isinstance(best, dict) else repr(best)

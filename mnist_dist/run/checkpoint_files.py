@@ -50,7 +50,7 @@ Name = Annotated[str, PlainValidator(_as_text)]
 
 
 class Preprocessing(BaseModel):
-    """What happened to each picture before the network saw it."""
+    """What happened to each image before the network saw it."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 

@@ -341,7 +341,7 @@ class RunFolder:
         return _read_record(self.result, say) if os.path.lexists(self.result) else None
 
     def find_data(self, root: str) -> str:
-        """Find the run's pictures: where they were when it was started, or else where the config says.
+        """Find the run's images: where they were when it was started, or else where the config says.
 
         Args:
             root: The config's `data.root`; a relative one was meant from the folder in which the run was started.

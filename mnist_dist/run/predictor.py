@@ -33,7 +33,7 @@ from mnist_dist.training.evaluate import batch_size, evaluate
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """A checkpoint's network, with what it needs to know of its pictures."""
+    """A checkpoint's network, with what it needs to know of its images."""
 
     folder: RunFolder
     checkpoint: Path
@@ -48,7 +48,7 @@ class Trained:
 
     @property
     def decoding(self) -> Decoding:
-        """What picture files are decoded to before the network sees them."""
+        """What image files are decoded to before the network sees them."""
         data = self.config.data
         return Decoding(image_size=data.image_size, channels=data.channels, max_megapixels=data.max_megapixels)
 
@@ -133,7 +133,7 @@ def open_trained(run: Path, which: str | None, runtime: Runtime) -> Trained:
         raise CheckpointError(folder.altered_config())
     pictures = meta.preprocessing
     if (pictures.image_size, pictures.channels) != (config.data.image_size, config.data.channels):
-        raise CheckpointError(f"The checkpoint {path} and {folder.config} disagree on the pictures' size or channels.")
+        raise CheckpointError(f"The checkpoint {path} and {folder.config} disagree on the images' size or channels.")
     build = partial(
         build_model,
         config.model.name,
@@ -192,14 +192,14 @@ def open_data(trained: Trained, root: str | None, announce: Callable[[str], None
     else:
         found = trained.folder.find_data(data.root)
         if found != data.root:
-            announce(f"The pictures are read from {found}, as when the run was started.")
+            announce(f"The images are read from {found}, as when the run was started.")
         data = data.model_copy(update={"root": found})
     return open_dataset(data, seed=trained.config.train.seed, announce=announce)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadPictures:
-    """Picture files that somebody named, decoded."""
+    """Image files that somebody named, decoded."""
 
     files: list[Path]
     """Those that could be read."""
@@ -212,14 +212,14 @@ class ReadPictures:
 
 
 def read_pictures(paths: list[Path], decoding: Decoding) -> ReadPictures:
-    """Decode picture files, and all pictures below folders.
+    """Decode image files, and all images below folders.
 
     Args:
         paths: Files and folders.
         decoding: What they are decoded to.
 
     Raises:
-        DeviceMemoryError: Memory does not hold a picture.
+        DeviceMemoryError: Memory does not hold an image.
     """
     files: list[Path] = []
     pixels: list[NDArray[np.uint8]] = []
@@ -242,7 +242,7 @@ def read_pictures(paths: list[Path], decoding: Decoding) -> ReadPictures:
 
 
 def _picture_files(paths: list[Path], unreadable: list[tuple[Path, str]]) -> Iterator[Path]:
-    """Yield files, and the pictures below folders; folders without any are unreadable."""
+    """Yield files, and the images below folders; folders without any are unreadable."""
     for path in paths:
         if not path.is_dir():
             yield path
@@ -250,7 +250,7 @@ def _picture_files(paths: list[Path], unreadable: list[tuple[Path, str]]) -> Ite
         found, bad = find_pictures(path)
         unreadable += [(Path(name), reason) for name, reason in bad.items()]
         if not found and not bad:
-            unreadable.append((path, "there are no pictures in this folder"))
+            unreadable.append((path, "there are no images in this folder"))
         yield from found
 
 

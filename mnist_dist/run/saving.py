@@ -161,7 +161,7 @@ def restore(folder: RunFolder, opened: Opened | None, parts: Parts, warn: Callab
 
     Raises:
         CheckpointError: It is of another network, of other classes or of another config.
-        DataError: It was trained on other pictures.
+        DataError: It was trained on other images.
         StorageError: A checkpoint cannot be read now; nothing has changed.
     """
     dataset, runtime, model, optimizer = parts.dataset, parts.runtime, parts.model, parts.optimizer
@@ -194,7 +194,7 @@ def restore(folder: RunFolder, opened: Opened | None, parts: Parts, warn: Callab
         )
     if meta.data_sha256 != dataset.sha256:
         raise DataError(
-            f"The pictures in {dataset.root} are not those that {folder.path} was trained on: restore them, or start "
+            f"The images in {dataset.root} are not those that {folder.path} was trained on: restore them, or start "
             f"a new run, with --init-from {folder.path} if you want its weights."
         )
     progress = _progress(meta, folder, parts.config.train.total_steps(parts.sampler.images))

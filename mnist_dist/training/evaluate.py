@@ -62,7 +62,7 @@ def evaluate(
             seen += torch.tensor([len(rows), _hash_sum(rows)])
     model.train(was_training)
     if (number := runtime.maximum(stopping())) != 0:
-        raise StoppedError(f"The evaluation of the {split.name} pictures was stopped.", number)
+        raise StoppedError(f"The evaluation of the {split.name} images was stopped.", number)
     counted, hashed = runtime.sum(seen.to(runtime.device)).tolist()
     if (counted, hashed) != (images, _hash_sum(np.arange(images))):
         raise RuntimeError(f"evaluated {counted} of {images} {split.name} images, or some twice: this is a bug")
@@ -75,7 +75,7 @@ def evaluate(
 
 
 def batch_size(values: int) -> int:
-    """Decide how many pictures of so many values each make a batch where nothing is trained."""
+    """Decide how many images of so many values each make a batch where nothing is trained."""
     return max(1, min(BATCH, BATCH_VALUES // values))
 
 

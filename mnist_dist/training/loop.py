@@ -1,4 +1,9 @@
-"""The loop: train, evaluate, save."""
+"""The training loop. Read `train` from top to bottom.
+
+One round of the loop is one step: finish the epoch if it ended, train on one global batch, read the vote of the round
+before, report, save, stop, and cast the next vote. Every rank runs the same lines in the same order. The host waits for
+the device only to report and to save; under fp16 it waits at every step.
+"""
 
 from __future__ import annotations
 
@@ -21,45 +26,54 @@ from mnist_dist.training.reduction import learn
 from mnist_dist.training.state import Clock, Progress
 
 SAVE = 1 << 16
-"""A vote to save; smaller ones are the numbers of signals, which save as well."""
+"""A vote to save. Smaller votes are signal numbers: they save too, then stop."""
 FEWER_THREADS = 1 << 20
-"""A vote to go on with n threads is this less n: of several votes the fewest threads win."""
+"""A vote for n threads is `FEWER_THREADS - n`. The largest vote wins, so the fewest threads do."""
 
 SMALLEST_LOSS_SCALE = 1.0
 """If gradients still overflow at this scale, fp16's range is not the cause."""
 
 
 def train(parts: Parts, progress: Progress) -> None:
-    """Train from where `progress` stands to the last step, evaluating and saving at each epoch's end. Every rank.
+    """Train from `progress.step` to the last step. Evaluate and save at the end of each epoch. Every rank.
+
+    Args:
+        parts: What the run is made of.
+        progress: Where to start. It is updated in place.
 
     Raises:
-        NonFiniteError: A loss or, at the smallest scale of fp16, a gradient became infinite or not a number;
-            nothing is saved from then on.
-        StoppedError: A signal came; a checkpoint is saved.
+        NonFiniteError: A loss is infinite or NaN, or a gradient is at the smallest loss scale of fp16. Nothing more
+            is saved: the newest checkpoint is from before the failure.
+        StoppedError: A signal arrived. A checkpoint is saved.
     """
     config, runtime, sampler, reduction = parts.config.train, parts.runtime, parts.sampler, parts.reduction
     micro_batch, accumulation = config.split_batch(runtime.ranks)
     total_steps = config.total_steps(sampler.images)
     mine = {"rank": runtime.rank, "ranks": runtime.ranks, "micro_batch": micro_batch}
-    losses: list[Tensor] = []  # of each micro-batch of this rank, on the device, until the next look at them
-    sums: list[tuple[Tensor, Tensor]] = []  # loss and number correct of each step, likewise
+    losses: list[Tensor] = []  # one for each micro-batch of this rank, on the device
+    sums: list[tuple[Tensor, Tensor]] = []  # loss and number correct of each step, on the device
     vote, clock, crowding = Vote(runtime), Clock(parts.config.checkpoint.every_minutes), parts.crowding
     prepared = prepare(parts, partial(_rate_at, parts, total_steps=total_steps), total_steps)
 
     while True:
+        # Finish an epoch whose last step is done. This comes first, so a run that resumes there still evaluates.
         ends = (sampler.epoch_end(sampler.epoch_of(progress.step - 1)), total_steps)
         if progress.epoch.images and progress.step in ends:
             with crowding.paused():
                 _finish_epoch(parts, progress, _set_rate(parts, progress.step - 1, total_steps))
             clock.restart()
+
+        # After the last epoch, take the vote that is still under way, so that no collective is left open.
         if progress.step == total_steps:
             vote.result()
             return
 
+        # Train on one global batch. The seed and the step number decide on the learning rate, the images, their
+        # augmentation and the dropout masks, so a resumed run computes the same numbers.
         step = progress.step
         rate = _set_rate(parts, step, total_steps)
         lowered_scale = None
-        if prepared is not None:
+        if prepared is not None:  # the input is on the device already (train.graph)
             sums.append(prepared.take(step))
             losses.append(sums[-1][0])
         else:
@@ -67,44 +81,57 @@ def train(parts: Parts, progress: Progress) -> None:
             for micro in range(accumulation):
                 pixels, labels = parts.batches["train"].take(images[micro], epochs[micro])
                 runtime.seed(dropout_seed(config.seed, step, runtime.rank * accumulation + micro))
-                last = micro == accumulation - 1
+                last = micro == accumulation - 1  # DDP averages gradients in the last backward pass only
                 losses.append(learn(reduction, pixels, labels, label_smoothing=config.label_smoothing, last=last))
             sums.append(reduction.finish())
             lowered_scale = runtime.step(parts.stepper, clip_norm=config.clip_norm)
 
+        # The step is counted before anything reads it: reports and checkpoints name the steps that are done.
         progress.step = done = step + 1
         heartbeat.beat(done)
         parts.observers.progress(done)
         overflows = lowered_scale is not None and lowered_scale < SMALLEST_LOSS_SCALE
         if lowered_scale is not None:
             parts.observers.event(Event(step=done, event="update_left_out", figures={"loss_scale": lowered_scale}))
+
+        # Read the vote that every rank cast a round ago: the exchange ran during the step, and all ranks agree now.
         epoch = sampler.epoch_of(step)
         epoch_ends = done in (sampler.epoch_end(epoch), total_steps)
-        decision = vote.result()  # of the vote that was cast a step ago
-        stops = 0 < decision < SAVE
+        decision = vote.result()
+        stops = 0 < decision < SAVE  # a signal number
         saves = stops or (
             not epoch_ends and (decision == SAVE or done % (parts.config.checkpoint.every_steps or done + 1) == 0)
         )
+
+        # Check the losses before anything is reported or saved, so that no checkpoint follows a bad loss.
         reports = epoch_ends or overflows or done % config.log_every == 0
         if reports or saves:
-            rows = reduction.collect(sums)  # waits for the device, adds over ranks
+            rows = reduction.collect(sums)  # waits for the device and sums over ranks
             _refuse_non_finite(parts, rows, losses, done, rate)
             progress.add_steps(rows, images_per_step=config.global_batch, seconds=clock.lap())
             sums.clear()
             losses.clear()
+
+        # Report before the run can fail or stop, so that the log holds the last step.
         if reports:
             parts.observers.step(progress.report_window(epoch=epoch + 1, learning_rate=rate))
         if overflows:
             raise NonFiniteError(_divergence(f"A gradient of step {done}, at fp16's smallest loss scale,", rate))
+
+        # Save after the report: a resumed run must not report these steps again. Stop only after saving.
         if saves:
-            reduction.settle()
+            reduction.settle()  # ranks agree on batch norm statistics
             with crowding.paused():
                 parts.save(progress)
             clock.restart()
         if stops:
             raise StoppedError(f"Stopped by {signals.name_of(decision)} after step {done} of {total_steps}.", decision)
+
+        # Change the threads between two steps, where every rank does so at the same step.
         if decision > SAVE:
             _take_fewer_threads(parts, progress, FEWER_THREADS - decision)
+
+        # Cast the next vote last. It is exchanged on the CPUs during the next step, so no rank waits for it.
         fitting = crowding.look(total_steps - done)
         vote.cast(
             signals.pending() or (SAVE if clock.save_is_due() else 0) or (FEWER_THREADS - fitting if fitting else 0)
@@ -112,8 +139,8 @@ def train(parts: Parts, progress: Progress) -> None:
 
 
 def _finish_epoch(parts: Parts, progress: Progress, rate: float) -> None:
-    """Evaluate, report and save an epoch whose last step is done. Every rank."""
-    parts.reduction.settle()
+    """Evaluate the epoch that just ended, report it and save a checkpoint. Every rank."""
+    parts.reduction.settle()  # before the evaluation: ranks must evaluate the same network
     try:
         evaluations = {
             name: evaluate(parts.model, parts.batches[name], split, parts.runtime, signals.pending)
@@ -121,7 +148,7 @@ def _finish_epoch(parts: Parts, progress: Progress, rate: float) -> None:
             if name != "train"
         }
     except StoppedError as stopped:
-        parts.save(progress)  # a resume begins with the evaluation
+        parts.save(progress)  # the epoch is still open in it, so a resume evaluates first
         raise StoppedError(f"{stopped} A resume does it first.", stopped.exit_code - 128) from None
     test, validation = evaluations["test"], evaluations.get("validation")
     if not math.isfinite(test.loss):
@@ -141,14 +168,14 @@ def _finish_epoch(parts: Parts, progress: Progress, rate: float) -> None:
         seconds=progress.seconds_of_epoch(),
         learning_rate=rate,
     )
-    progress.finish_epoch(report)
+    progress.finish_epoch(report)  # before saving, so that the checkpoint knows that the epoch is over
     parts.observers.epoch(report, test)
     parts.save(progress)
 
 
 def _take_fewer_threads(parts: Parts, progress: Progress, threads: int) -> None:
-    """Compute with fewer threads for the rest of the run, and note it. Every rank."""
-    if threads < parts.runtime.threads:  # not the vote of a rank that has found out a step later
+    """Set fewer CPU threads for the rest of the run and record the change. Every rank."""
+    if threads < parts.runtime.threads:  # another rank may ask for the same a step later
         parts.runtime.set_threads(threads)
         parts.crowding.lower(threads)
         progress.threads = threads
@@ -173,7 +200,7 @@ def _rate_at(parts: Parts, step: int, *, total_steps: int) -> float:
 
 
 def _refuse_non_finite(parts: Parts, rows: list[list[float]], losses: list[Tensor], done: int, rate: float) -> None:
-    """Find the first step whose loss is not finite, and the micro-batch that it comes from. Every rank."""
+    """Raise if a loss is not finite, naming the step and the images of its first bad micro-batch. Every rank."""
     bad = next((row for row, (loss, _) in enumerate(rows) if not math.isfinite(loss)), None)
     if bad is None:
         return

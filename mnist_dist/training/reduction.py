@@ -180,7 +180,7 @@ def learn(reduction: Ddp | Exact, pixels: Tensor, labels: Tensor, *, label_smoot
 
 
 def refuse_batch_norm(model: nn.Module) -> None:
-    """Make sure that a network treats each picture by itself.
+    """Make sure that a network treats each image by itself.
 
     Raises:
         ConfigError: It has batch normalisation, whose result depends on how a batch is divided.

@@ -25,7 +25,7 @@ def test_check_lists_every_bad_file_and_all_that_is_passed_over_at_once(tmp_path
     ignored = [line for line in lines if line.startswith("ignored")]
     assert [reason for line in ignored for reason in line.split("  (")[1:]] == [
         "call it val to validate on it)",
-        "not a picture by its ending)",
+        "not an image by its ending)",
         "beside the class folders)",
     ]
     assert "b\\xe9.txt" in ignored[1] or "b\\udce9.txt" in ignored[1]

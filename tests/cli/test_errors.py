@@ -58,7 +58,7 @@ CLAIM = ["--image", "mnist-dist:0.1.0", "--run-claim", "runs"]
         (["launch", "torchrun", "--", "train", "--run-dir", ""], 2, "--run-dir is empty: give it a value"),
         (["train", "--device", "mps"], 2, "there is no Apple GPU here"),
         (["train", "--precision", "fp16", "--device", "cpu"], 2, "fp16 needs a CUDA GPU, and this run is on cpu"),
-        (["train", "--set", "train.global_batch=2000"], 2, "only 1438 training pictures"),
+        (["train", "--set", "train.global_batch=2000"], 2, "only 1438 training images"),
         (["train", "--data", "nowhere"], 3, "There is no data folder nowhere."),
         (["train", "--procesess", "2"], 2, "No such option"),
         (["evaluate", "."], 2, "not a run: it has no config.yaml"),
@@ -106,7 +106,7 @@ def test_pictures_that_cannot_be_read_are_named_before_anything_is_trained(comma
     ended = command("train", "--processes", processes, "--run", "run", "--set", "train.global_batch=4")
     assert ended.code == 3
     assert ended.err.count("error:") == 1
-    assert "1 picture cannot be read: Dataset/train/class-1/0.png" in ended.err
+    assert "1 image cannot be read: Dataset/train/class-1/0.png" in ended.err
     assert not (tmp_path / "run").exists()
 
 

@@ -206,7 +206,7 @@ def test_the_fast_recipe_makes_a_good_classifier_of_undecoded_pictures(command, 
     assert command("data", "import", "--from", mnist_idx, "--to", "Dataset").code == 0
     outcome = command("train", "--config", "fast", "--run", "fast", "--json")
     assert outcome.code == 0, outcome.err
-    assert "Decoding 70,000 pictures" in outcome.err
+    assert "Decoding 70,000 images" in outcome.err
     result = outcome.json()
     assert result["evaluated"] == "10000/10000"
     assert result["metrics"]["test_accuracy"] > 0.985

@@ -225,11 +225,11 @@ def test_pictures_are_found_from_another_folder(command, folder_of, tmp_path):
     for words in (["evaluate", "../run"], ["show", "../run"]):
         ended = command(*words, cwd=elsewhere)
         assert ended.code == 0, ended.err
-        assert f"The pictures are read from {tmp_path / 'Dataset'}, as when the run was started." in ended.err
+        assert f"The images are read from {tmp_path / 'Dataset'}, as when the run was started." in ended.err
     (tmp_path / "run" / "result.json").unlink()
     ended = command("resume", "../run", cwd=elsewhere)
     assert ended.code == 0, ended.err
-    assert f"The pictures are read from {tmp_path / 'Dataset'}" in ended.out
+    assert f"are read from {tmp_path / 'Dataset'}" in ended.out
     (tmp_path / "Dataset").rename(elsewhere / "Dataset")  # as on another machine: the path that was given
     assert command("evaluate", "../run", cwd=elsewhere).code == 0
 

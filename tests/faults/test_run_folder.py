@@ -253,7 +253,7 @@ def gigabytes(checkpoint):
         (alter_meta(format="1"), "has no format"),
         (alter_meta(step=7), "is that of step 7"),
         (alter_meta(classes=[]), "is not valid (classes"),
-        (alter_meta(preprocessing__image_size=5000), "disagree on the pictures' size"),
+        (alter_meta(preprocessing__image_size=5000), "disagree on the images' size"),
         (alter_meta(preprocessing__mean=[]), "has not one mean and std a channel"),
         (alter_meta(config_sha256="0" * 64), "is not as the run wrote it"),
         (no_header, "it has no header"),

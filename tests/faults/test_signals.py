@@ -133,7 +133,7 @@ def test_an_evaluation_that_was_stopped_is_done_first_by_a_resume(command, start
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 143, err
-    assert "evaluation of the test pictures was stopped" in err
+    assert "evaluation of the test images was stopped" in err
     assert [line["kind"] for line in run.journal()] == ["step"]
     resumed = command("resume", run.path)
     assert resumed.code == 0, resumed.err

@@ -199,7 +199,7 @@ def test_an_import_of_the_same_process_number_keeps_its_folder(folder, tmp_path)
 def test_a_writing_process_that_is_killed_is_told_in_a_sentence(folder, tmp_path, monkeypatch):
     read = read_idx_folder(folder)
     monkeypatch.setattr(Image, "fromarray", lambda image: os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(WorkerError, match="A process that was writing pictures was killed"):
+    with pytest.raises(WorkerError, match="A process that was writing images was killed"):
         write_image_folder(read, tmp_path / "Dataset", print)
     assert not (tmp_path / "Dataset").exists()
 

@@ -17,7 +17,7 @@ def test_classes_and_files_are_those_of_torchvision(tmp_path, folder_of):
     nested = root / "train" / "class-1" / "more"
     nested.mkdir()
     (nested / "deep.PNG").write_bytes((root / "train" / "class-1" / "0.png").read_bytes())
-    (root / "train" / "class-1" / "notes.txt").write_text("not a picture")
+    (root / "train" / "class-1" / "notes.txt").write_text("not an image")
     theirs = ImageFolder(str(root / "train"))
     ours = scan(root)
     assert list(ours.classes) == theirs.classes
@@ -101,7 +101,7 @@ def remove(path):
         (lambda root: (root / "test").rename(root / "Testing"), "Is .*Testing meant"),
         (lambda root: (root / "test" / "class-2").rename(root / "other"), "1 folder is missing: .*test/class-2"),
         (lambda root: (root / "train" / "class-1").rename(root / "other"), "missing: .*train/class-1"),
-        (lambda root: remove(root / "test" / "class-0"), "1 class folder has no pictures: .*test/class-0"),
+        (lambda root: remove(root / "test" / "class-0"), "1 class folder has no images: .*test/class-0"),
         (lambda root: (root / "train" / "new").mkdir(), "missing: .*test/new"),
     ],
 )
@@ -163,7 +163,7 @@ def test_what_systems_and_tools_leave_among_pictures_is_passed_over_and_each_is_
         "train/.old": "hidden",
         "train/__MACOSX": "made by a system, not part of the data",
         "train/stray.png": "beside the class folders",
-        "train/class-0/notes.txt": "not a picture by its ending",
+        "train/class-0/notes.txt": "not an image by its ending",
         "train/class-0/old.txt": "a link that leads nowhere",
         "train/class-0/pipe": "a named pipe",
         "test/stray.txt": "beside the class folders",

@@ -181,7 +181,7 @@ def test_every_unreadable_picture_is_named_and_no_store_is_left(tmp_path, folder
     (root / "train" / "class-1" / "0.png").write_bytes(b"not a picture")
     whole = (root / "train" / "class-2" / "5.png").read_bytes()
     (root / "train" / "class-2" / "5.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match=r"2 pictures cannot be read: .*class-1/0.png.*class-2/5.png.*data check"):
+    with pytest.raises(DataError, match=r"2 images cannot be read: .*class-1/0.png.*class-2/5.png.*data check"):
         open_store(root)
     assert not list((root / scan.OWN_FOLDER).glob("*/index.json"))
 
@@ -255,7 +255,7 @@ def test_a_new_picture_that_cannot_be_read_costs_no_store(tmp_path, folder_of, o
     root = folder_of(tmp_path / "data")
     built = open_store(root)
     (root / "train" / "class-1" / "new.png").write_bytes(b"not a picture")
-    with pytest.raises(DataError, match="1 picture cannot be read"):
+    with pytest.raises(DataError, match="1 image cannot be read"):
         open_store(root)
     (root / "train" / "class-1" / "new.png").unlink()
     said.clear()
