@@ -95,7 +95,7 @@ def recall(store: Store) -> Memory:
     try:
         record = Record.model_validate(read_sealed(store.folder / FOLDERS))
     except ValidationError:
-        raise DamagedError(f"{FOLDERS} is not as it was written") from None
+        raise DamagedError(f"{FOLDERS} has changed since it was written") from None
     if any(path.startswith("/") or ".." in path.split("/") for path in record.folders):
         raise DamagedError(f"{FOLDERS} leads out of the data folder")
     stamps = {}

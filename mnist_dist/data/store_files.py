@@ -212,7 +212,7 @@ def open_folder(folder: Path, state: str = "decoded earlier") -> Store | None:
     try:
         known = Index.model_validate(index)
     except ValidationError:
-        raise DamagedError(f"{INDEX} is not as it was written") from None
+        raise DamagedError(f"{INDEX} has changed since it was written") from None
     shape = known.channels, known.image_size, known.image_size
     splits: dict[str, Stored] = {name: _open_split(folder, name, facts, shape) for name, facts in known.splits.items()}
     return Store(

@@ -39,8 +39,8 @@ def refuse_run_elsewhere(folder: RunFolder, runtime: Runtime) -> None:
     owner = runtime.maximum((runtime.rank + 1) * is_here) - 1
     if owner > 0 and not runtime.broadcast(is_here):
         raise ConfigError(
-            f"The run {folder.path} lies on the machine of rank {owner}, and not on that of rank 0, which alone reads "
-            f"it: keep runs on a disk that all machines share, or start rank 0 on the same machine again."
+            f"The run {folder.path} is on the machine of rank {owner} and not on that of rank 0, which reads it: "
+            f"keep runs on a disk that all machines share, or start rank 0 on the same machine again."
         )
 
 
@@ -261,7 +261,7 @@ def save(
     """
     if not all(bool(weights.isfinite().all()) for weights in parts.model.state_dict().values()):
         raise NonFiniteError(
-            f"After step {progress.step} there are weights that are not finite: a lower optimizer.learning_rate or "
+            f"Some weights are not finite after step {progress.step}: a lower optimizer.learning_rate or "
             f"train.clip_norm usually helps."
         )
 

@@ -79,7 +79,7 @@ def choose_precision(wanted: Precision, device: str, *, native_bf16: bool | None
     ours: dict[str, Dtype] = {"fp16": "fp16", "bf16": "bf16", "no": "fp32", "": "fp32"}
     variable = os.environ.get("ACCELERATE_MIXED_PRECISION", "").lower()
     if variable not in ours:
-        raise ConfigError(f"ACCELERATE_MIXED_PRECISION is {variable!r}, which this program has no use for: unset it.")
+        raise ConfigError(f"ACCELERATE_MIXED_PRECISION is {variable!r}, which mnist-dist does not support: unset it.")
     if variable not in ("", "no"):
         if wanted not in ("auto", ours[variable]):
             raise ConfigError(
@@ -89,7 +89,9 @@ def choose_precision(wanted: Precision, device: str, *, native_bf16: bool | None
     if wanted == "fp16" and device != "cuda":
         raise ConfigError(f"fp16 needs a CUDA GPU, and this run is on {device}: use --precision bf16, fp32 or auto.")
     if wanted == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported():
-        raise ConfigError("bf16 needs a GPU that has it, and this one has not: use --precision fp16, fp32 or auto.")
+        raise ConfigError(
+            "bf16 needs a GPU that supports it, and this one does not: use --precision fp16, fp32 or auto."
+        )
     if wanted != "auto":
         return Choice(value=wanted, reason=reason)
     if device != "cuda":

@@ -185,8 +185,7 @@ class Runtime:
             others = differs.nonzero().flatten().tolist()
             if others:
                 raise ConfigError(
-                    f"The ranks do not have the same {name}: {_listed(others)} from rank 0. "
-                    f"Rank {self.rank} has {fact}."
+                    f"Ranks disagree on the {name}: {_listed(others)} from rank 0. Rank {self.rank} has {fact}."
                 )
 
     def count_same(self, text: str) -> int:

@@ -149,7 +149,7 @@ def _finish_epoch(parts: Parts, progress: Progress, rate: float) -> None:
         }
     except StoppedError as stopped:
         parts.save(progress)  # the epoch is still open in it, so a resume evaluates first
-        raise StoppedError(f"{stopped} A resume does it first.", stopped.exit_code - 128) from None
+        raise StoppedError(f"{stopped} A resume starts with it.", stopped.exit_code - 128) from None
     test, validation = evaluations["test"], evaluations.get("validation")
     if not math.isfinite(test.loss):
         raise NonFiniteError(_divergence(f"The test loss after step {progress.step}", rate))

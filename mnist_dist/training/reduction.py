@@ -188,6 +188,6 @@ def refuse_batch_norm(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             raise ConfigError(
-                f"train.reduction exact cannot be had with {type(module).__name__} ({name}), whose result depends on "
+                f"train.reduction exact does not work with {type(module).__name__} ({name}), whose result depends on "
                 f"how a batch is divided: use GroupNorm, or train.reduction ddp."
             )

@@ -60,7 +60,7 @@ def test_gradients_that_overflow_at_the_smallest_scale_end_the_run(on_ranks, tmp
 
 def test_a_run_on_another_machine_than_rank_0s_is_not_begun_anew(on_ranks, tmp_path):
     for message in on_ranks(2, "resuming_elsewhere", folder=str(tmp_path)):
-        assert "lies on the machine of rank 1, and not on that of rank 0" in message
+        assert "is on the machine of rank 1 and not on that of rank 0" in message
 
 
 def test_batch_normalisation_is_refused_in_exact_and_averaged_in_ddp(on_ranks):

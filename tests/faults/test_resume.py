@@ -320,7 +320,7 @@ def test_ranks_with_another_config_each_say_what_differs(started, tmp_path, sett
     for process in ranks:
         _, err = process.communicate(timeout=60)
         assert process.returncode == 2, err
-        assert f"The ranks do not have the same {key}: rank 1 differs from rank 0" in err
+        assert f"Ranks disagree on the {key}: rank 1 differs from rank 0" in err
     assert f"Rank 1 has {own}." in err
     assert not (tmp_path / "run" / "config.yaml").exists()
 

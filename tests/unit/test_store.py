@@ -247,7 +247,7 @@ def test_two_sources_of_validation_pictures_are_refused(tmp_path, folder_of):
 
 def test_a_fraction_that_leaves_a_class_empty_is_refused(tmp_path, folder_of):
     root = folder_of(tmp_path / "data", train=3)
-    with pytest.raises(DataError, match="leaves none"):
+    with pytest.raises(DataError, match="leaves none of a class's"):
         open_dataset(Data(root=str(root), validation_fraction=0.1), seed=0, announce=print)
 
 
