@@ -1,4 +1,4 @@
-"""Whole batches on their way to the network: gather, move, augment, normalise; never image by image."""
+"""Make whole batches: gather, move, augment, normalise."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def build_optimizer(
 
 
 def lr_at(step: int, schedule: AnySchedule, *, peak: float, total_steps: int, epoch_steps: Fraction | float) -> float:
-    """Look up the learning rate of a step.
+    """Return the learning rate of a step.
 
     Where one piece of a schedule ends and the next begins is exact: `every_epochs` 0.1 of 30 steps is 3 steps.
 

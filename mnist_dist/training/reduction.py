@@ -33,10 +33,10 @@ class Ddp:
         self._correct: list[Tensor] = []
 
     def warm_up(self, pixels: Tensor) -> None:
-        """Let DDP settle its buckets, which it orders anew after the first backward pass. Every rank.
+        """Run one backward pass, after which DDP fixes the order of its buckets. Every rank.
 
-        Else the first step would add in another order than later ones do, and a resumed run's first step
-        in another order than the same step of a run that was never stopped.
+        Otherwise the first step would add in a different order than later steps, and a resumed run's first step in a
+        different order than the same step of a run that never stopped.
         """
         if self._runtime.ranks > 1:
             self.model.eval()  # leaves running statistics alone
@@ -45,7 +45,7 @@ class Ddp:
             self.model.zero_grad()
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
-        """Make the context for a micro-batch's forward and backward pass."""
+        """Return the context for a micro-batch's forward and backward pass."""
         return self._runtime.accumulate(self.model, last=last)
 
     def backward(self, loss: Tensor, correct: Tensor) -> None:
@@ -80,7 +80,7 @@ class Ddp:
         return values[0] if len(values) == 1 else torch.stack(values).sum(dtype=self._runtime.sum_dtype)
 
     def settle(self) -> None:
-        """Average over ranks what is no weight: the running statistics of batch normalisation. Every rank."""
+        """Average the running statistics of batch normalisation over ranks. Every rank."""
         for buffer in self.model.buffers():
             if buffer.is_floating_point() and self._runtime.ranks > 1:
                 buffer.copy_(self._runtime.sum(buffer) / self._runtime.ranks)
@@ -109,10 +109,10 @@ class Exact:
         self._subtrees: list[tuple[int, Tensor]] = []  # each with its number of micro-batches, the largest first
 
     def warm_up(self, pixels: Tensor) -> None:
-        """There is nothing to settle."""
+        """Do nothing: there are no buckets."""
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
-        """Make the context for a micro-batch's forward and backward pass."""
+        """Return the context for a micro-batch's forward and backward pass."""
         return nullcontext()
 
     def backward(self, loss: Tensor, correct: Tensor) -> None:
@@ -155,7 +155,7 @@ class Exact:
         return rows
 
     def settle(self) -> None:
-        """There is nothing that differs between ranks."""
+        """Do nothing: ranks do not differ."""
 
 
 def learn(reduction: Ddp | Exact, pixels: Tensor, labels: Tensor, *, label_smoothing: float, last: bool) -> Tensor:
@@ -180,7 +180,7 @@ def learn(reduction: Ddp | Exact, pixels: Tensor, labels: Tensor, *, label_smoot
 
 
 def refuse_batch_norm(model: nn.Module) -> None:
-    """Make sure that a network treats each image by itself.
+    """Raise if a network's result for an image depends on the other images.
 
     Raises:
         ConfigError: It has batch normalisation, whose result depends on how a batch is divided.
