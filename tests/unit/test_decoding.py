@@ -341,7 +341,7 @@ def kill(number, start, images):
         (signal.SIGBUS, DataError, r"b\.jpg made the decoder crash \(SIGBUS\)"),
     ],
 )
-def test_a_decoding_process_that_dies_is_told_with_its_picture(tmp_path, number, error, words):
+def test_a_decoding_process_that_dies_names_its_image(tmp_path, number, error, words):
     from functools import partial
 
     for name in ("a.jpg", "b.jpg"):
@@ -350,7 +350,7 @@ def test_a_decoding_process_that_dies_is_told_with_its_picture(tmp_path, number,
         list(decode_all(tmp_path, ("a.jpg", "b.jpg"), Decoding(image_size=8, channels=1), partial(kill, number)))
 
 
-def test_a_decoding_process_that_dies_among_very_many_pictures_is_told_with_its_picture(tmp_path, monkeypatch):
+def test_a_decoding_process_that_dies_among_very_many_images_names_its_image(tmp_path, monkeypatch):
     from functools import partial
 
     monkeypatch.setattr("mnist_dist.data.decode.CHUNK", 1)

@@ -119,7 +119,7 @@ def test_a_store_keeps_names_of_any_bytes(tmp_path, folder_of, open_store, said)
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
-def test_a_disk_without_locks_is_lived_with(tmp_path, folder_of, open_store, monkeypatch, number):
+def test_a_store_works_on_a_disk_without_locks(tmp_path, folder_of, open_store, monkeypatch, number):
     def refuse(file, operation):
         refused.append(operation)
         raise OSError(number, os.strerror(number))
