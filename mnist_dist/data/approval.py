@@ -1,4 +1,4 @@
-"""The word between our own launcher and its ranks: which store to open.
+"""Messages from our launcher to its ranks about which store to open.
 
 The launcher, which needs no torch, looks whether the images have changed, or decodes them, while its ranks import
 torch. They then open what it has approved, without looking again: that takes milliseconds at any number of images.
@@ -22,7 +22,7 @@ POLL_SECONDS = 0.003
 
 
 def approve(group: GroupFolder, folder: Path | None, state: str, sha256: str = "", *, cpu_seconds: float = 0.0) -> None:
-    """Tell the ranks, as their launcher, what they wait for.
+    """Write, as the launcher, the approval that the ranks wait for.
 
     Args:
         group: Where they look.
@@ -43,7 +43,7 @@ def approve(group: GroupFolder, folder: Path | None, state: str, sha256: str = "
 
 
 def approved(group: GroupFolder) -> Store | None:
-    """Open what the launcher has approved, once it has; None where each rank is to see for itself.
+    """Open the store that the launcher approves, after waiting for it; None if each rank must find it.
 
     Raises:
         WorkerError: The launcher is gone.
@@ -55,7 +55,7 @@ def approved(group: GroupFolder) -> Store | None:
         heartbeat.beat()
         time.sleep(POLL_SECONDS)
         if os.getppid() != launcher:  # only where the kernel does not end ranks with their launcher
-            raise WorkerError("The launcher of this process is gone.")
+            raise WorkerError("The launcher of this process has ended.")
     word = json.loads(text)
     threads.count_as_ours(word["cpu_seconds"])
     try:
@@ -69,4 +69,4 @@ def _read(group: GroupFolder) -> str:
     try:
         return group.word.read_text(encoding="utf-8")
     except FileNotFoundError:  # a later launcher has removed what this one has left
-        raise WorkerError("The launcher of this process is gone.") from None
+        raise WorkerError("The launcher of this process has ended.") from None

@@ -21,7 +21,7 @@ OWN_FOLDER = ".mnist-dist"
 """Of the store, in a data folder."""
 LIKE_VAL = ("valid", "validation", "dev")
 UNSETTLED_NANOSECONDS = 2_000_000_000
-"""Longer than the ticks of the clocks of file systems."""
+"""Longer than a tick of any file system's clock."""
 POSIX = os.name == "posix"
 WORD = 0xFFFF_FFFF_FFFF_FFFF
 """Times before 1970 or beyond 2554 are kept modulo this + 1."""
@@ -66,7 +66,7 @@ class Survey:
     ignored: dict[str, str]
     """Why a path is passed over; folders end in a slash."""
     faults: list[str]
-    """What makes it unusable as a whole, each in a sentence."""
+    """Faults that make the whole folder unusable, one sentence each."""
 
 
 def scan(root: Path, *, follow_links: bool = False) -> Listing:
@@ -89,7 +89,7 @@ def scan(root: Path, *, follow_links: bool = False) -> Listing:
 
 
 def survey(root: Path, *, follow_links: bool = False) -> Survey:
-    """List the images of a data folder, and all that training would refuse or pass over.
+    """List the images of a data folder, and everything that training would refuse or skip.
 
     Raises:
         DataError: There is no such folder, or it has no `train` or `test`.
@@ -132,7 +132,7 @@ def survey(root: Path, *, follow_links: bool = False) -> Survey:
 
 
 def unreadable(root: Path, what: str, bad: Iterable[tuple[str, str]]) -> DataError:
-    """Make the error that names the first files of a data folder that cannot be read.
+    """Return an error that names the first unreadable files of a data folder.
 
     Args:
         root: The data folder.
@@ -180,7 +180,7 @@ def embedded_digits(image_size: int) -> dict[str, tuple[NDArray[np.uint8], NDArr
 
 
 def _beside_splits(root: Path) -> dict[str, str]:
-    """Find what lies beside the folders of the splits."""
+    """Return what lies beside the folders of the splits."""
     ignored = {}
     with os.scandir(root) as entries:
         for entry in entries:
@@ -216,7 +216,7 @@ def _class_faults(root: Path, folders: dict[str, list[str]], classes: Sequence[s
 
 
 def _twins(classes: Sequence[str]) -> dict[str, list[str]]:
-    """Find the classes whose names differ in nothing but case or Unicode form."""
+    """Return the classes whose names differ only in case or Unicode form."""
     alike: dict[str, list[str]] = {}
     for name in classes:
         alike.setdefault(unicodedata.normalize("NFC", name).casefold(), []).append(name)

@@ -77,7 +77,7 @@ class Names(Sequence[str]):
         return np.array_equal(self.ends, other.ends) and np.array_equal(self.text, other.text)
 
     def stay_below(self) -> bool:
-        """Return whether no name leads out of the folder that the names are relative to."""
+        """Return whether all names stay inside the folder that they are relative to."""
         starts = np.concatenate([np.zeros(1, np.int64), self.ends[:-1]])
         return b"/../" not in self.text.tobytes() and not np.isin(self.text[starts], (ord("."), ord("/"))).any()
 
@@ -172,7 +172,7 @@ def moments_of(images: NDArray[np.uint8]) -> NDArray[np.uint64]:
 
 
 def in_memory(images: NDArray[np.uint8], labels: NDArray[np.int64], files: Sequence[str]) -> Stored:
-    """Make a split of arrays that are in memory already."""
+    """Build a split from arrays in memory."""
     moments = moments_of(images)
     return Stored(images=images, labels=labels, moments=moments, totals=moments.sum(axis=0), files=files)
 
@@ -187,7 +187,7 @@ def from_arrays(classes: tuple[str, ...], splits: dict[str, Stored], state: str)
 
 
 def identity(classes: tuple[str, ...]) -> hashlib._Hash:
-    """Begin the hash over classes, pixels and labels that tells data sets apart."""
+    """Return a new hash over classes, pixels and labels, which identifies a data set."""
     return hashlib.sha256(json.dumps(classes).encode())
 
 
@@ -267,7 +267,7 @@ def _map(folder: Path, split: str, name: str, shape: tuple[int, ...]) -> NDArray
 
 
 def advise(images: NDArray[np.uint8], *, whole: bool = False) -> None:
-    """Tell the kernel how mapped pixels will be read: else it reads far ahead (128 kB, or megabytes) of each image.
+    """Advise the kernel on how mapped pixels are read: else it reads far ahead (128 kB, or megabytes) of each image.
 
     Args:
         images: Of a store; nothing is done where they are not mapped, or the system takes no advice.

@@ -1,4 +1,4 @@
-"""What a run computes on, and in which arithmetic: decided once, with the reason."""
+"""Choose the device and the precision of a run, each with its reason."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Choice:
 
 
 def choose_device(wanted: Device, local_rank: int = 0) -> Choice:
-    """Decide on the kind of device.
+    """Return the kind of device to use.
 
     Args:
         wanted: What the user asks for.
@@ -64,7 +64,7 @@ def gpu_of(local_rank: int) -> int:
 
 
 def choose_precision(wanted: Precision, device: str, *, native_bf16: bool | None = None) -> Choice:
-    """Decide on the arithmetic: under `auto` a pure function of the hardware.
+    """Return the precision: under `auto` a pure function of the hardware.
 
     Args:
         wanted: What the user asks for.
@@ -104,7 +104,7 @@ def choose_precision(wanted: Precision, device: str, *, native_bf16: bool | None
 
 
 def _refuse_unusable_gpus() -> None:
-    """Make sure that there is no GPU that torch was built for and cannot use: it would train on the CPU unasked.
+    """Raise if there is a GPU that torch should support and cannot use, rather than train on the CPU.
 
     Raises:
         ConfigError: There is one; the usual cause is a driver older than this build of torch needs.
@@ -127,7 +127,7 @@ def _refuse_unusable_gpus() -> None:
 
 
 def default_generator(device: torch.device) -> torch.Generator:
-    """Get the generator from which a device draws dropout masks."""
+    """Return the generator from which a device draws dropout masks."""
     if device.type == "cuda":
         return torch.cuda.default_generators[device.index or 0]
     if device.type == "mps":
@@ -136,7 +136,7 @@ def default_generator(device: torch.device) -> torch.Generator:
 
 
 def refuse_without_compiler(device: str) -> None:
-    """Make sure that `torch.compile` has what it needs on a device.
+    """Raise if `torch.compile` lacks what it needs on a device.
 
     Raises:
         ConfigError: It writes C++ for the CPU, and there is no compiler for that.
