@@ -1,7 +1,7 @@
 """Randomness as a pure function: a 64-bit hash of keys such as (seed, epoch, image).
 
-Nothing is carried from step to step, so nothing has to be saved, skipped or agreed on: every rank computes
-the same values, on any number of ranks, before and after a resume, with any version of torch or NumPy.
+There is no state, so nothing has to be saved, skipped or synchronised. Every rank computes the same values, with any
+number of ranks, before and after a resume, and with any version of torch or NumPy.
 The hash chains the finaliser of splitmix64 (Steele, Lea & Flood, "Fast splittable pseudorandom number
 generators", OOPSLA 2014).
 """
@@ -19,13 +19,13 @@ _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 FEISTEL_ROUNDS = 8
-"""Even: the halves take turns."""
+"""An even number, because rounds change the two halves in turn."""
 SEEDS = 256
-"""For so many steps the seeds of dropout are computed at once."""
+"""Steps whose dropout seeds are computed at once."""
 
 
 class Purpose(IntEnum):
-    """What a hash is drawn for: the first key, so that no two uses share their values."""
+    """The first key of every hash, so that no two uses share values."""
 
     SHUFFLE = 1
     AUGMENT = 2
@@ -57,21 +57,21 @@ def keyed_uniform(purpose: Purpose, *keys: ArrayLike) -> NDArray[np.float64]:
 
 
 def keyed_permutation(purpose: Purpose, count: int, *keys: int) -> NDArray[np.int64]:
-    """Permute 0..count-1 by sorting a keyed hash of each index: any permutation is as likely as any other.
+    """Return 0..count-1 sorted by a keyed hash of each index. All permutations are equally likely.
 
-    Costs 5 ms for 60,000 indices, about a second for six million; `permuted` is for those.
+    It takes 5 ms for 60,000 indices and about a second for six million: use `permuted` for those.
     """
     hashes = keyed_hash(purpose, *keys, np.arange(count, dtype=np.uint64))
     return np.argsort(hashes, kind="stable")
 
 
 def permuted(positions: NDArray[np.int64], purpose: Purpose, count: int, *keys: int) -> NDArray[np.int64]:
-    """Return some places of a keyed permutation of 0..count-1 without computing the rest.
+    """Return some entries of a keyed permutation of 0..count-1 without computing all of it.
 
-    A Feistel network permutes the numbers below the next power of two, and whatever comes out too large goes through
-    it again until it is not ("cycle walking"). Both, and why that is a permutation: J. Black and P. Rogaway, "Ciphers
-    with arbitrary finite domains", CT-RSA 2002. Costs as much at any count. For a shuffle, not for secrets; and
-    not for a few images, of which it prefers some orders to others.
+    A Feistel network permutes the numbers below the next power of two. A result that is too large goes through it
+    again until it is in range ("cycle walking"). J. Black and P. Rogaway, "Ciphers with arbitrary finite domains",
+    CT-RSA 2002, prove that this is a permutation. The cost per entry does not depend on `count`. It is for shuffling,
+    not for cryptography. For a few images some orders are more likely than others.
 
     Args:
         positions: In [0, count).
@@ -101,14 +101,14 @@ def dropout_seed(seed: int, step: int, micro_batch: int) -> int:
 
 @lru_cache(maxsize=1024)  # more than a rank has micro-batches in a step
 def _dropout_seeds(seed: int, block: int, micro_batch: int) -> list[int]:
-    """Hash many steps at once, as one alone costs nearly as much."""
+    """Return the seeds of a block of steps: hashing one step costs nearly as much."""
     steps = np.arange(block * SEEDS, (block + 1) * SEEDS)
     seeds: list[int] = (keyed_hash(Purpose.DROPOUT, seed, steps, micro_batch) >> np.uint64(1)).tolist()
     return seeds
 
 
 def _feistel(values: NDArray[np.uint64], bits: int, round_keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Permute numbers of so many bits: each round changes one half by a hash of the other, so it can be undone."""
+    """Permute numbers of `bits` bits: each round XORs one half with a hash of the other, so it is reversible."""
     low_bits = bits // 2
     low = (values & np.uint64((1 << low_bits) - 1)).astype(np.uint32)
     high = (values >> np.uint64(low_bits)).astype(np.uint32)

@@ -258,8 +258,8 @@ def stratified_split(
         count = round(fraction * len(rows))
         if not 0 < count < len(rows):
             raise DataError(
-                f"data.validation_fraction {fraction} of a class with {len(rows)} training images leaves none "
-                f"on one side: change the fraction or add images."
+                f"data.validation_fraction is {fraction}, which leaves none of a class's {len(rows)} images for "
+                f"{'validation' if count == 0 else 'training'}: change the fraction or add images."
             )
         held_out[rows[:count]] = True
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
@@ -277,7 +277,7 @@ def mean_and_std(stored: Stored, rows: NDArray[np.int64] | None) -> tuple[tuple[
     mean = sums / pixels
     variance = squares / pixels - mean**2
     if (variance <= 0).any():
-        raise DataError("All training images are of one and the same colour: there is nothing to learn.")
+        raise DataError("All training images have the same plain colour: there is nothing to learn.")
     return tuple((mean / 255).tolist()), tuple((np.sqrt(variance) / 255).tolist())
 
 

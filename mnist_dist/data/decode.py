@@ -29,16 +29,16 @@ from mnist_dist.machine import allowed_cpus, die_with_parent, start_helper
 CHUNK = 128
 PLAIN_CHUNK = 2048
 CHUNK_BYTES = 1 << 25
-"""What one process decodes before it hands it over: so many images or bytes at most. Filters of plain PNG files are
-undone for a whole chunk together; other images may take a while each."""
+"""The most images and bytes in a chunk, which one process decodes. The filters of plain PNG files are undone for a
+whole chunk at once; other images may take a while each."""
 CHUNKS_AHEAD = 8
-"""Chunks that are handed out ahead of the one that is waited for, per process."""
+"""Chunks per process that are decoded ahead of the one that is read."""
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, getattr(signal, "SIGBUS", signal.SIGSEGV))
-"""Signals by which a process ends that its own code has killed."""
+"""Signals that end a process whose own code crashed."""
 
 T = TypeVar("T")
 Keep = Callable[[int, NDArray[np.uint8]], T]
-"""Gets a chunk's first image and `(n, C, H, W)` pixels in the process that has decoded them."""
+"""Called in the decoding process with the index of a chunk's first image and its `(n, C, H, W)` pixels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +60,7 @@ class Decoding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk(Generic[T]):
-    """Some images that follow each other, decoded."""
+    """Consecutive images, decoded."""
 
     start: int
     """The first of them."""
@@ -69,7 +69,7 @@ class Chunk(Generic[T]):
     unreadable: list[tuple[str, str]]
     """A (file, reason) pair for each image that cannot be read and is left black."""
     warnings: dict[str, str]
-    """What decoders complain of in images that they read, by file."""
+    """Warnings of decoders about images that they could read, by file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +82,7 @@ class _Chunks(Generic[T]):
     keep: Keep[T]
     size: int
     progress: MutableSequence[int]
-    """Two values a chunk: the process that decodes it, and 1 + the image that it is at; 0: not begun, or done."""
+    """Two values a chunk: its process, and 1 + the index of its current image (0: not started, or done)."""
     large: AbstractContextManager[object]
     """Held by the process that has a large image in memory."""
 
@@ -90,7 +90,7 @@ class _Chunks(Generic[T]):
         return math.ceil(len(self.files) / self.size)
 
     def decode(self, chunk: int) -> Chunk[T]:
-        """Decode one of the chunks, and keep of it what `keep` returns."""
+        """Decode one chunk and keep what `keep` returns."""
         try:
             return self._decode(chunk)
         except MemoryError:
@@ -132,7 +132,7 @@ class _Chunks(Generic[T]):
         return Chunk(start=start, pictures=len(files), kept=kept, unreadable=unreadable, warnings=warnings)
 
     def had(self, processes: set[int]) -> list[str]:
-        """Name the images that some processes were at, all processes if none is given."""
+        """Return the files that some processes were decoding, or all processes if none is given."""
         at = zip(self.progress[::2], self.progress[1::2], strict=True)
         return [
             f"{self.root}/{self.files[file - 1]}" for pid, file in at if file and (pid in processes or not processes)
@@ -142,7 +142,7 @@ class _Chunks(Generic[T]):
 def decode_all(root: Path, files: tuple[str, ...], decoding: Decoding, keep: Keep[T]) -> Iterator[Chunk[T]]:
     """Decode many images with all CPUs, in order, a chunk at a time.
 
-    On Linux other processes decode: whatever an image does to one of them, this one can say which image it was.
+    On Linux, worker processes decode. If an image crashes one of them, the error still names the image.
 
     Args:
         root: What the files are relative to.
@@ -184,7 +184,7 @@ def hand_over(start: int, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 _chunks: _Chunks[Any]
-"""What a process of the pool decodes of."""
+"""The chunks that a process of the pool decodes."""
 
 
 def _in_processes(chunks: _Chunks[T]) -> Iterator[Chunk[T]]:
@@ -214,8 +214,8 @@ def _in_processes(chunks: _Chunks[T]) -> Iterator[Chunk[T]]:
         if error.errno not in (errno.ENOMEM, errno.EAGAIN):
             raise
         raise DeviceMemoryError(
-            f"The system starts no process to decode {chunks.root} ({error.strerror}): free memory, or decode on fewer "
-            f"CPUs at once (taskset)."
+            f"The system cannot start a process to decode {chunks.root} ({error.strerror}): free memory, or decode on "
+            f"fewer CPUs at once (taskset)."
         ) from None
 
 
@@ -230,7 +230,7 @@ def _decode_chunk(number: int) -> Chunk[Any]:
 
 
 def _broken(chunks: _Chunks[T], exits: dict[int, int]) -> MnistDistError:
-    """Explain why a pool broke.
+    """Return the error for a pool whose process ended.
 
     Args:
         chunks: What it was decoding.

@@ -1,4 +1,4 @@
-"""Files of a store: written so that damage shows, and read so that neither damage nor a stranger can do harm.
+"""Write and read the files of a store. Checksums show damage, and links and odd files are never followed.
 
 A store may be cut by a full disk, hit by a flipped bit, or come from somebody else in a data folder. So nothing is
 opened through a link, no pipe is waited for, no file decides how much is read, and nothing is unpickled.
@@ -28,11 +28,11 @@ MOST_JSON_BYTES = 1 << 27
 BLOCK = 1 << 24
 """Bytes of an array that share a checksum."""
 HEADER_START = 10
-"""Bytes of a .npy file up to the length of its header, inclusive (NumPy's format 1.0)."""
+"""Bytes of a .npy file up to and including the length of its header (NumPy's format 1.0)."""
 
 
 class DamagedError(Exception):
-    """A store, or a file of it, is not as it was written; says what is wrong. No user sees it: stores are rebuilt."""
+    """A store or one of its files changed after it was written. Users never see this: stores are rebuilt."""
 
 
 @contextlib.contextmanager
@@ -53,7 +53,7 @@ def write_array(path: Path, array: NDArray[Any]) -> list[int]:
 
 
 def map_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-    """Map the values of a .npy file into memory, copy-on-write. Its header is not asked: what it says is known.
+    """Map the values of a .npy file into memory, copy-on-write. The header is not read: dtype and shape are known.
 
     Raises:
         DamagedError: The file is not there, no regular file, or of another size.
@@ -88,7 +88,7 @@ def verify_array(path: Path, sums: list[int], most_blocks: int | None = None) ->
             if zlib.crc32(buffer[: file.readinto(buffer)]) != sums[block]:  # type: ignore[attr-defined]
                 raise DamagedError(f"bits of {path.name} have flipped")
     if len(sums) != math.ceil((size - offset) / BLOCK):
-        raise DamagedError(f"{path.name} has not as many blocks as checksums")
+        raise DamagedError(f"{path.name} has a different number of blocks than of checksums")
 
 
 class Sums:
@@ -140,7 +140,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
         if not isinstance(record, dict) or sealed["sha256"] != _seal(record):
             raise ValueError
     except (ValueError, KeyError, TypeError, RecursionError):
-        what = "is empty" if not content else "is not as it was written"
+        what = "is empty" if not content else "has changed since it was written"
         raise DamagedError(f"{path.name} {what}") from None
     return record
 
@@ -165,14 +165,14 @@ def open_regular(path: Path) -> IO[bytes]:
 
 
 def put(temporary: Path, path: Path) -> None:
-    """Rename a file to its place, whatever is there."""
+    """Rename a file, replacing whatever has the new name."""
     if path.is_dir() and not path.is_symlink():
         remove(path)
     temporary.replace(path)
 
 
 def remove(path: Path) -> None:
-    """Remove a folder, or whatever is in its place; of a link, the link."""
+    """Remove a folder, or whatever has its name. A link is removed, not followed."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -181,7 +181,7 @@ def remove(path: Path) -> None:
 
 
 def is_folder(path: Path) -> bool:
-    """Return whether a path is a folder, and no link to one.
+    """Return whether a path is a folder and not a link to one.
 
     Raises:
         DamagedError: It is not there.
@@ -197,7 +197,7 @@ def _status(path: Path) -> os.stat_result:
 
 
 def _missing(path: Path, error: OSError) -> Exception:
-    """Return the error for a file: a missing one is damage, one that cannot be read now is not."""
+    """Return a DamagedError for a file that is missing, else the error itself: it cannot be read now."""
     gone = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
     return DamagedError(f"{path.name} is missing") if gone else error
 

@@ -1,4 +1,4 @@
-"""Whether a store still is what its images are, told without decoding them where the file system can tell.
+"""Check whether a store still matches its images, without decoding them if the file system can tell.
 
 A store remembers the times of every folder below the splits, and size, times and inode of every file. What is added,
 removed or renamed changes its folder's times; what is overwritten in place changes its own. Of very many files only
@@ -29,7 +29,7 @@ from mnist_dist.data.store_files import DTYPES, Names, Sealed, Store, Text, arra
 from mnist_dist.data.walk import folder_stamp
 
 MOST_FILES = 200_000
-"""So many files are looked at."""
+"""The most files that are checked."""
 FOLDERS = "folders.json"
 SIZE, MODIFIED, CHANGED, INODE = range(4)
 """Rows of the stamps."""
@@ -58,7 +58,7 @@ class Record(Sealed):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """What a store remembers of the files that it agrees with."""
+    """A store's record of the files that it matches."""
 
     folders: dict[str, list[int] | None]
     """As `Listing` has them, as all that follows."""
@@ -68,7 +68,7 @@ class Memory:
 
 
 def remember(listing: Listing, folder: Path) -> None:
-    """Write down beside a store which files it agrees with. The caller holds the lock, or nobody else writes here."""
+    """Write a record of the files that a store matches. The caller holds the lock or is the only writer."""
     sums = {}
     for split, pictures in listing.splits.items():
         path = array_path(folder, split, "stamps")
@@ -95,7 +95,7 @@ def recall(store: Store) -> Memory:
     try:
         record = Record.model_validate(read_sealed(store.folder / FOLDERS))
     except ValidationError:
-        raise DamagedError(f"{FOLDERS} is not as it was written") from None
+        raise DamagedError(f"{FOLDERS} has changed since it was written") from None
     if any(path.startswith("/") or ".." in path.split("/") for path in record.folders):
         raise DamagedError(f"{FOLDERS} leads out of the data folder")
     stamps = {}

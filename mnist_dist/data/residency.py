@@ -1,4 +1,4 @@
-"""Where the pixels wait for their turn: in the device's memory, or in the host's, from which batches travel."""
+"""Where the pixels are kept: in the device's memory, or in the host's, which sends each batch."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class Sampler:
         object.__setattr__(self, "epoch_steps", Fraction(self.images, self.global_batch))
 
     def batch(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return a step's images and the epoch of each, both `(global_batch,)`."""
+        """Return a step's images and the epoch that each belongs to, both `(global_batch,)`."""
         return self._piece(step, rank=0, ranks=1)
 
     def share(
@@ -83,11 +83,11 @@ class Sampler:
         return np.concatenate(parts), np.arange(first, end) // self.images
 
     def epoch_of(self, step: int) -> int:
-        """Return the epoch whose totals a step counts in, from 0."""
+        """Return the epoch, from 0, whose totals a step counts in."""
         return step * self.global_batch // self.images
 
     def epoch_end(self, epoch: int) -> int:
-        """Count the steps after which an epoch is complete: its totals cover the steps up to there."""
+        """Return the number of steps after which an epoch is complete."""
         return -(-(epoch + 1) * self.images // self.global_batch)
 
 

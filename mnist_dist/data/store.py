@@ -105,7 +105,7 @@ def _kind(decoding: Decoding) -> str:
 def _whole_stores(
     home: Path, kind: str, announce: Announce, lock: Path | None = None
 ) -> Iterator[tuple[Store, Memory | None]]:
-    """Yield the stores of an image size that are not damaged, with what they remember of the files.
+    """Yield the undamaged stores of an image size, each with its record of the files.
 
     Args:
         home: Of the stores.
@@ -152,7 +152,7 @@ def _recall(store: Store, lock: Path | None) -> Memory:
 
 
 def _agrees(listing: Listing, store: Store, memory: Memory | None, decoding: Decoding, announce: Announce) -> bool:
-    """Return whether a store is what its files are now."""
+    """Return whether a store still matches its files."""
     progress = Announcer(announce)
 
     def say(left: int) -> None:
@@ -243,7 +243,7 @@ def _build(listing: Listing, folder: Path, decoding: Decoding, announce: Announc
 
 
 def _reserve(file: IO[bytes], length: int) -> int:
-    """Extend a file that has only a header by so many bytes, and return where they begin."""
+    """Extend a file that holds only a header by so many bytes, and return where they begin."""
     file.flush()
     offset = file.tell()
     file.truncate(offset + length)
@@ -291,7 +291,7 @@ def _readable(
 
 
 class Announcer:
-    """Announces a line every few seconds, and shows a sign of life each time."""
+    """Announces a line every few seconds, with a heartbeat each time."""
 
     def __init__(self, announce: Announce) -> None:
         self._announce = announce

@@ -77,7 +77,7 @@ class Names(Sequence[str]):
         return np.array_equal(self.ends, other.ends) and np.array_equal(self.text, other.text)
 
     def stay_below(self) -> bool:
-        """Return whether no name leads out of the folder that the names are relative to."""
+        """Return whether all names stay inside the folder that they are relative to."""
         starts = np.concatenate([np.zeros(1, np.int64), self.ends[:-1]])
         return b"/../" not in self.text.tobytes() and not np.isin(self.text[starts], (ord("."), ord("/"))).any()
 
@@ -178,7 +178,7 @@ def in_memory(images: NDArray[np.uint8], labels: NDArray[np.int64], files: Seque
 
 
 def from_arrays(classes: tuple[str, ...], splits: dict[str, Stored], state: str) -> Store:
-    """Build a store from splits in memory; its identity is that of the same images on disk."""
+    """Make a store of splits in memory; its identity is that of the same images on disk."""
     digest = identity(classes)
     for split in splits.values():
         digest.update(np.ascontiguousarray(split.images).data)
@@ -187,7 +187,7 @@ def from_arrays(classes: tuple[str, ...], splits: dict[str, Stored], state: str)
 
 
 def identity(classes: tuple[str, ...]) -> hashlib._Hash:
-    """Begin the hash over classes, pixels and labels that tells data sets apart."""
+    """Return a new hash over classes, pixels and labels, which identifies a data set."""
     return hashlib.sha256(json.dumps(classes).encode())
 
 
@@ -212,7 +212,7 @@ def open_folder(folder: Path, state: str = "decoded earlier") -> Store | None:
     try:
         known = Index.model_validate(index)
     except ValidationError:
-        raise DamagedError(f"{INDEX} is not as it was written") from None
+        raise DamagedError(f"{INDEX} has changed since it was written") from None
     shape = known.channels, known.image_size, known.image_size
     splits: dict[str, Stored] = {name: _open_split(folder, name, facts, shape) for name, facts in known.splits.items()}
     return Store(
@@ -267,7 +267,7 @@ def _map(folder: Path, split: str, name: str, shape: tuple[int, ...]) -> NDArray
 
 
 def advise(images: NDArray[np.uint8], *, whole: bool = False) -> None:
-    """Advise the kernel how mapped pixels will be read: else it reads 128 kB or more ahead of each image.
+    """Advise the kernel on how mapped pixels are read: else it reads far ahead (128 kB, or megabytes) of each image.
 
     Args:
         images: Of a store; nothing is done where they are not mapped, or the system takes no advice.

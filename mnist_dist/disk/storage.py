@@ -28,9 +28,9 @@ _PIECE_BYTES = 1 << 20
 
 
 class ContentError(ValueError):
-    """A file is missing, is no plain file, or has another length or content than it must have.
+    """A file is missing, is not a plain file, or has the wrong length or content.
 
-    An `OSError` says something else: the file may be whole, but the system cannot read it now.
+    An `OSError` is different: the file may be whole, but the system cannot read it now.
     """
 
 
@@ -187,7 +187,7 @@ def is_real_folder(path: Path) -> bool:
 
 
 def obstacle(path: Path, *, folder: bool) -> str | None:
-    """Name what stands at the place of a plain file, or of a folder, that is neither that nor absent.
+    """Return the kind of what blocks the place of a plain file or folder; None if nothing does.
 
     Returns:
         `link`, `folder`, `pipe`, `device`, `socket` or `file`; None where nothing is in the way.
@@ -201,7 +201,7 @@ def obstacle(path: Path, *, folder: bool) -> str | None:
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Exchange the names of two folders in one step.
+    """Swap the names of two folders atomically.
 
     Returns:
         False where the system or the file system cannot; nothing has changed then.
@@ -217,7 +217,7 @@ def exchange(one: Path, other: Path) -> bool:
 
 
 def make_folder(path: Path, *, exist_ok: bool = True) -> None:
-    """Create a folder and its missing parents so that all of them survive a power cut.
+    """Create a folder and its missing parents, synced so that they survive a power cut.
 
     Args:
         path: The folder.
@@ -235,7 +235,7 @@ def make_folder(path: Path, *, exist_ok: bool = True) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Sync a folder's entries to disk; Windows cannot and need not."""
+    """Sync a folder's entries to disk. Windows cannot and need not."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY | _CLOEXEC)
         try:
@@ -247,7 +247,7 @@ def sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Add the file's name to errors of system calls on an open file, which lack it."""
+    """Add a file's name to errors of system calls on the open file, which lack it."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Shortcuts. Without any of them results stay the same, but for rounding and which values dropout drops; only slower.
+"""Shortcuts that save time. Without them, runs are slower; only rounding and the values that dropout drops differ.
 
-This is the only place for private names of torch. Each module opens with what it saves.
+Private names of torch are used only here. Each module opens with what it saves.
 """

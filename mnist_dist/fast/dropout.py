@@ -1,6 +1,6 @@
-"""Dropout on a CPU from 16 random bits a value, where torch draws and compares a double for each.
+"""Saves CPU time in dropout: `large_cnn` trains an eighth more images per second.
 
-`large_cnn` trains an eighth more images a second with it. It drops other values than `nn.Dropout` does.
+It draws 16 random bits per value, where torch draws and compares a double. It drops other values than `nn.Dropout`.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 LEVELS = 1 << 16
-"""How many values each random number of `Dropout` can have."""
+"""Values that a 16-bit random number can have."""
 
 
 class Dropout(nn.Module):
-    """`nn.Dropout` for many values: on a CPU it draws 16 bits for each, where torch draws and compares a double.
+    """Dropout like `nn.Dropout`, which draws 16 random bits per value on a CPU instead of a double.
 
     Which values are dropped depends on the generator and on the order of `x` in memory.
 
     Args:
-        p: Probability of a zero, in [0, 1]; rounded to a multiple of 2**-16, and what is kept is scaled accordingly.
+        p: Probability of a zero, in [0, 1]; rounded to a multiple of 2**-16. The scale matches the rounded value.
 
     Raises:
-        ValueError: That is no probability.
+        ValueError: `p` is not in [0, 1].
     """
 
     def __init__(self, p: float) -> None:
@@ -32,7 +32,7 @@ class Dropout(nn.Module):
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
-        """Set values to zero while training, and scale the others so that the mean stays the same."""
+        """Return `x` with values dropped and the others scaled up while training, else `x` unchanged."""
         dropped = round(self.p * LEVELS)
         if not self.training or x.device.type != "cpu" or dropped in (0, LEVELS) or torch.compiler.is_compiling():
             return functional.dropout(x, self.p, self.training)
@@ -42,5 +42,5 @@ class Dropout(nn.Module):
         return x * kept.to(x.dtype).mul_(LEVELS / (LEVELS - dropped))
 
     def extra_repr(self) -> str:
-        """Show the probability."""
+        """Return the arguments that `repr` shows."""
         return f"p={self.p}"

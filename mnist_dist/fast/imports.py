@@ -1,9 +1,9 @@
-"""Keeps torch's compiler out of a run that compiles nothing: importing it takes longer than many steps of training.
+"""Saves the import of torch's compiler, which takes longer than many steps of training, in runs that compile nothing.
 
-Every optimizer and DDP import `torch._dynamo` only to tell the compiler what to leave alone, and a quarter of torch's
-own import is `torch._meta_registrations`, from which the compiler and tensors on the meta device know the shapes of
-results. Stand-ins take their places; whoever asks one of them for anything else gets the real module, which then takes
-its place for good. Until then, some operators are unknown on the meta device. Not for a process that compiles.
+Optimizers and DDP import `torch._dynamo` only to tell the compiler what to skip. A quarter of torch's own import is
+`torch._meta_registrations`, which gives the compiler and the meta device the shapes of results. Stand-ins replace both
+modules. When code asks a stand-in for anything else, the real module is imported and replaces it. Until then the meta
+device lacks some operators. Do not use this in a process that compiles.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ SHAPES = "torch._meta_registrations"
 
 
 def leave_out_compiler() -> None:
-    """Import torch, and let what it says to the compiler go nowhere until someone needs the compiler itself.
+    """Import torch with stand-ins for its compiler, until something needs the real one.
 
-    Where torch is imported already, only the optimizers' and DDP's share is saved.
+    If torch is imported already, this saves only the imports by optimizers and DDP.
     """
     if "torch" not in sys.modules:
         sys.modules[SHAPES] = _StandIn(SHAPES)
@@ -34,7 +34,7 @@ def leave_out_compiler() -> None:
 
 
 class _StandIn(ModuleType):
-    """Has nothing until it is asked for something."""
+    """An empty module that imports the real one on first use."""
 
     def __getattr__(self, name: str) -> Any:
         if name == "__file__":  # `inspect` asks every module that there is, as pydantic makes it do
@@ -43,7 +43,7 @@ class _StandIn(ModuleType):
 
 
 class _Compiler(_StandIn):
-    """Does nothing, which is what `torch._dynamo` does with functions that are not compiled."""
+    """Does nothing, as `torch._dynamo` does for functions that are not compiled."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -51,15 +51,15 @@ class _Compiler(_StandIn):
         self.trace_rules = _Part("trace_rules", clear_lru_cache=lambda: None)
 
     def disable(self, function: Callable[..., Any], *_: Any, **__: Any) -> Callable[..., Any]:
-        """Keep the compiler out of a function."""
+        """Return the function as it is."""
         return function
 
     def graph_break(self) -> None:
-        """End what is compiled together."""
+        """Do nothing."""
 
 
 class _Part(SimpleNamespace):
-    """A submodule of which only a little is known."""
+    """A submodule with a few known attributes. Any other comes from the real module."""
 
     def __init__(self, submodule: str, **known: Callable[[], Any]) -> None:
         super().__init__(_submodule=submodule, **known)
@@ -69,7 +69,7 @@ class _Part(SimpleNamespace):
 
 
 def _real(name: str) -> ModuleType:
-    """Import what a stand-in stands for: shapes first, as torch itself does."""
+    """Import the real module in place of its stand-in: shapes first, as torch does."""
     for module in (SHAPES, COMPILER) if name == COMPILER else (SHAPES,):
         if isinstance(sys.modules.get(module), _StandIn):
             del sys.modules[module]

@@ -1,7 +1,7 @@
-"""Steps an optimizer without the layers that torch wraps around each step: on a CPU they cost as much as the update.
+"""Saves the Python layers around each optimizer step: on a CPU they cost as much as the update itself.
 
-`Optimizer.step` sorts its tensors by device, opens a profiler range and asks the compiler, every time; none of that
-changes from step to step. The kernels are private functions of torch, called from here only; where one is missing, or
+At every step, `Optimizer.step` groups its tensors by device, opens a profiler range and asks the compiler. The result
+never changes, so this module calls the kernels directly. They are private functions of torch. If one is missing, or
 anything is unusual, the public `step` does the work, with the same bits.
 """
 
@@ -20,7 +20,7 @@ Update = Callable[[list[Tensor | None]], None]
 
 
 class Stepper:
-    """Updates the weights of an optimizer's parameters from their gradients, which are `None` afterwards."""
+    """Updates an optimizer's parameters from their gradients, and then sets the gradients to `None`."""
 
     def __init__(self, optimizer: optim.Optimizer) -> None:
         self.optimizer = optimizer
@@ -28,7 +28,7 @@ class Stepper:
         self._parameters: list[Tensor] = []
 
     def step(self) -> None:
-        """Run one optimizer step."""
+        """Update the parameters and clear their gradients."""
         if self._update is None:
             self.optimizer.step()  # makes the optimizer's state
             self.optimizer.zero_grad()
@@ -44,7 +44,7 @@ class Stepper:
 
 
 def _kernel(optimizer: optim.Optimizer, parameters: list[Tensor]) -> Update | None:
-    """Find the kernel that does what the optimizer's `step` would do from its second step on."""
+    """Return a function equal to the optimizer's `step` from its second step on; None if there is no such kernel."""
     state, group = optimizer.state, optimizer.param_groups[0]
     function: Any = getattr(torch, KERNELS.get(type(optimizer), ""), None)
     if function is None or len(optimizer.param_groups) > 1 or not group["fused"]:

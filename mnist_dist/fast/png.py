@@ -1,8 +1,8 @@
-"""Decode many PNG files at once: the plain ones of the wanted size, and nothing else.
+"""Saves most of the work per file when many plain PNG files of the wanted size are decoded.
 
-Per image there is only what must be: three system calls, a few comparisons, a checksum and zlib. The row filters
-are undone over all images of a chunk together. A file that is in any way out of the ordinary (another size, depth
-or colour type, interlaced, transparent, animated, rotated, damaged) is left to `png_chunks` and Pillow.
+Each image costs three system calls, a few comparisons, a checksum and zlib. The row filters are undone for all images
+of a chunk at once. `png_chunks` and Pillow decode every other file: another size, depth or colour type, interlaced,
+transparent, animated, rotated or damaged.
 
 Format: Portable Network Graphics (PNG) Specification, W3C Recommendation, third edition; its section 9 has the filters.
 """
@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 COLOUR_TYPES = {1: 0, 3: 2}
-"""By the number of channels: grayscale, and red, green and blue."""
+"""PNG's colour type by number of channels: grayscale or RGB."""
 HARMLESS = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"pHYs": 9, b"tIME": 7}
-"""Chunks that change no pixel of what Pillow decodes, and their lengths."""
+"""Chunks that change no pixel, with their lengths in bytes."""
 OVERHEAD = 1024
-"""Bytes by which a plain file may be longer than its pixels; longer ones are not read to their end."""
+"""A plain file is at most this many bytes longer than its pixels. Longer files are not read to their end."""
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 FIRST_CHUNK, LAST_CHUNK = b"IHDR", b"IEND"
 READ = (
@@ -32,11 +32,11 @@ READ = (
     | getattr(os, "O_NOCTTY", 0)
     | getattr(os, "O_CLOEXEC", 0)
 )
-"""How a file that may be an image, or anything, is opened."""
+"""Flags to open a file that may be anything."""
 
 
 def decode_plain(paths: Sequence[str], image_size: int, channels: int) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-    """Decode those of some files that are PNGs of the plain kind.
+    """Decode the files that are plain PNGs.
 
     Args:
         paths: The files; they need not be PNGs, nor be there.
@@ -62,7 +62,7 @@ def decode_plain(paths: Sequence[str], image_size: int, channels: int) -> tuple[
 
 
 def _scanlines(path: str, start: bytes, length: int) -> bytes | None:
-    """Read a plain image's filtered rows; None for any other file."""
+    """Return a plain image's filtered rows; None for any other file."""
     try:
         file = os.open(path, READ)
         try:
@@ -85,7 +85,7 @@ def _scanlines(path: str, start: bytes, length: int) -> bytes | None:
 
 
 def _image_data(content: bytes, start: int, end: int) -> bytes | None:
-    """Join the image data between the first and the last chunk; None where anything else stands there."""
+    """Return the image data between the first and the last chunk; None if there is any other chunk."""
     data: list[bytes] = []
     while start < end:
         kind, stop = content[start + 4 : start + 8], start + 8 + int.from_bytes(content[start : start + 4], "big")
@@ -155,7 +155,7 @@ def _undo_paeth(row: NDArray[np.uint8], above: NDArray[np.uint8], channels: int)
 
 
 def _columns(row: NDArray[np.uint8], channels: int) -> NDArray[np.int16]:
-    """Lay rows out as `(W, k, C)`: what has to be undone pixel after pixel is done for all images at once."""
+    """Return rows as `(W, k, C)`, so that each pixel is undone for all images at once."""
     return row.reshape(len(row), -1, channels).transpose(1, 0, 2).astype(np.int16, order="C")
 
 
@@ -178,4 +178,4 @@ _read_start = _read_first if hasattr(os, "pread") else os.read
 _END = chunk(LAST_CHUNK, b"")
 _Undo = Callable[[NDArray[np.uint8], NDArray[np.uint8], int], NDArray[np.uint8]]
 _UNDO: tuple[_Undo, ...] = (_undo_sub, _undo_up, _undo_average, _undo_paeth)
-"""By the number of the filter, from 1; 0 is none."""
+"""The inverse of each filter, by its number from 1. Number 0 means no filter."""

@@ -1,7 +1,7 @@
-"""Check a PNG file's chunks, and keep those that make its image: what Pillow gets of a file.
+"""Saves the images that Pillow would refuse or misread: it passes on only the chunks that make the pixels, checked.
 
-Pillow does not check the checksums of the image data, refuses images for their texts and colour profiles, and takes
-a transparent gray or colour for one of 8 bits, whatever the depth.
+Pillow ignores the checksums of the image data, refuses some images for their texts and colour profiles, and reads a
+transparent gray or colour as 8 bits at any depth.
 
 Format: Portable Network Graphics (PNG) Specification, W3C Recommendation, third edition.
 """
@@ -17,24 +17,24 @@ from mnist_dist.fast.png import FIRST_CHUNK, LAST_CHUNK, SIGNATURE, chunk
 
 HEADER_LENGTH = 13
 PIECE = 1 << 20
-"""Bytes that are read at once."""
+"""Bytes read at once."""
 SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-"""Values of a pixel, by colour type."""
+"""Values per pixel, by colour type."""
 VALUES = {0: 1, 2: 3}
 """Values of the transparent gray or colour, by the colour types that may have one."""
 ANCILLARY = 0x20
-"""The bit of a chunk's first letter that lets a reader pass over it."""
+"""The bit of a chunk's first letter that says that readers may skip it."""
 IMAGE_DATA = b"IDAT"
 TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 MOST = {b"PLTE": 768, b"tRNS": 256, LAST_CHUNK: 0, b"eXIf": PIECE, **dict.fromkeys(TEXTS, PIECE)}
-"""Other chunks that may change the image, and the bytes up to which they are read; longer ones are passed over."""
+"""Other chunks that may change the image, with the most bytes that are read. Longer ones are skipped."""
 TURNING = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
-"""Beginnings of texts that may tell how the image is turned; other texts are passed over."""
+"""First bytes of texts that may hold the image's orientation. Other texts are skipped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
-    """What of a PNG file makes its image."""
+    """The parts of a PNG file that make its pixels."""
 
     content: bytes
     """A PNG file of its own."""
@@ -43,7 +43,7 @@ class Picture:
 
 
 def check_size(width: int, height: int, most: int) -> None:
-    """Refuse an image with too many pixels.
+    """Raise if an image has too many pixels.
 
     Raises:
         ValueError: It has more than `most`.
@@ -96,7 +96,7 @@ def read_picture(file: BinaryIO, most: int) -> Picture:
 
 
 def _read_chunk(file: BinaryIO, most_of: dict[bytes, int]) -> tuple[bytes, bytes | None]:
-    """Read a chunk and check it; its content is None where it changes nothing of the image."""
+    """Read and check a chunk. Its content is None if it does not change the image."""
     start = file.read(8)
     length, kind = struct.unpack(">I4s", start.ljust(8, b"\0"))
     if len(start) < 8:

@@ -1,4 +1,4 @@
-"""What this machine offers, and processes that end with the one that started them; without torch."""
+"""The CPUs, GPUs and network of this machine, and processes that end with their parent. Needs no torch."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from mnist_dist.errors import ConfigError, StorageError
 PR_SET_PDEATHSIG = 1
 SIOCGIFADDR = 0x8915
 SOMEWHERE = "192.0.2.1"
-"""An address of nobody (RFC 5737), to which only the way out leads."""
+"""An address that no host has (RFC 5737): the route to it is the default route."""
 NVIDIA_SECONDS = 30.0
-"""After so long without an answer, nvidia-smi hangs."""
+"""nvidia-smi counts as hung after this time."""
 CGROUPS = Path("/sys/fs/cgroup")
-"""Where the kernel shows the limits of this process's group."""
+"""Where the kernel shows the resource limits of control groups."""
 
 
 def visible_gpus() -> int:
-    """Count the NVIDIA GPUs that a process started here would see: of those that nvidia-smi lists.
+    """Return how many of the NVIDIA GPUs that nvidia-smi lists a new process would see.
 
-    CUDA_VISIBLE_DEVICES narrows them down as torch reads it: up to the first entry that names none, or is a number
-    among UUIDs or the reverse, and to none at all where an entry is there twice. Of a GPU that is divided (MIG), a
-    process sees one part, and then no other GPU.
+    CUDA_VISIBLE_DEVICES is read as torch reads it. The list ends at the first entry that names no GPU, or that mixes
+    numbers and UUIDs. If an entry occurs twice, no GPU is visible. If a GPU is divided (MIG), a process sees one part
+    of it and no other GPU.
     """
     gpus = _listed_gpus()
     names = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -56,7 +56,7 @@ def visible_gpus() -> int:
 
 
 def _listed_gpus() -> list[tuple[str, list[str]]]:
-    """Ask nvidia-smi for the name of each GPU (GPU-...), and of the parts that it is divided into (MIG-...)."""
+    """Return the UUID (GPU-...) of each GPU that nvidia-smi lists, with those of its parts (MIG-...)."""
     gpus: list[tuple[str, list[str]]] = []
     for line in _nvidia_smi("-L"):
         name = line.rpartition("(UUID: ")[2].rstrip(") ")
@@ -124,10 +124,10 @@ def cgroup_quota(cgroups: Path = CGROUPS) -> float | None:
 
 
 def die_with_parent() -> Callable[[], None] | None:
-    """Return what a new process must call so that the kernel kills it when this one ends, however it ends.
+    """Return a function for a new process to call, so that the kernel kills it when this process ends.
 
     Returns:
-        None where the kernel can't: this is Linux's prctl(PR_SET_PDEATHSIG).
+        None except on Linux, which has prctl(PR_SET_PDEATHSIG).
     """
     if sys.platform != "linux":
         return None
@@ -142,7 +142,7 @@ def die_with_parent() -> Callable[[], None] | None:
 
 
 def check_loopback() -> None:
-    """Check that processes of this machine can reach each other.
+    """Raise if processes of this machine cannot communicate.
 
     Raises:
         ConfigError: The loopback interface is down, as in a new network namespace.
@@ -154,13 +154,13 @@ def check_loopback() -> None:
     except OSError as error:
         raise ConfigError(
             f"The loopback interface (127.0.0.1) of this machine cannot be used ({error.strerror}), and processes "
-            f"here need it to speak with each other: `ip link set lo up`."
+            f"here need it to communicate: run `ip link set lo up`."
         ) from None
 
 
 @contextlib.contextmanager
 def temporary_folder(prefix: str = "mnist-dist-") -> Iterator[Path]:
-    """Create a folder that only this user can read, for as long as the context lasts.
+    """Create a folder that only this user can read, and remove it at the end of the context.
 
     Args:
         prefix: What its name begins with.
@@ -172,19 +172,19 @@ def temporary_folder(prefix: str = "mnist-dist-") -> Iterator[Path]:
         folder = tempfile.TemporaryDirectory(prefix=prefix, dir=os.path.abspath(tempfile.gettempdir()))  # noqa: PTH100
     except OSError:  # its words are a list of all folders that Python has tried
         raise StorageError(
-            "There is no folder in which a temporary file can be written: set TMPDIR to one, with room in it."
+            "No folder for temporary files is writable: set TMPDIR to one that has free space."
         ) from None
     with folder as path:
         yield Path(path)
 
 
 def route_to(host: str) -> tuple[str, str | None]:
-    """Find the address and, on Linux, the interface with which this machine speaks to others, of which one is a host.
+    """Return the address and, on Linux, the interface of this machine on the route to a host.
 
     A machine's own name is often 127.0.1.1 on that machine; then it is the way out of it that counts.
 
     Raises:
-        OSError: There is no such host, or no way to it.
+        OSError: There is no such host, or no route to it.
     """
     address, interface = _way_to(host)
     if address.startswith("127.") and host not in ("localhost", "127.0.0.1"):
@@ -208,7 +208,7 @@ def _way_to(host: str) -> tuple[str, str | None]:
 
 
 def _with_ipv6(address: str) -> str | None:
-    """Find the interface that has an IPv6 address, in Linux's list of them."""
+    """Return the interface that has an IPv6 address, from Linux's list."""
     try:
         wanted = socket.inet_pton(socket.AF_INET6, address).hex()
         lines = Path("/proc/net/if_inet6").read_text(encoding="ascii").splitlines()
@@ -228,7 +228,7 @@ def _address_of(probe: socket.socket, interface: str) -> str | None:
 
 
 def start_helper(ends_with_parent: Callable[[], None] | None) -> None:
-    """Prepare a helper of a process pool: it ends with its parent, and leaves signals to it."""
+    """Set up a process of a pool: it ends with its parent and ignores Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if ends_with_parent is not None:

@@ -1,4 +1,4 @@
-"""Builds the parts of a run from its config and runs them: the one place that knows all parts."""
+"""Build the parts of a run from its config and run them. Only this module knows all parts."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def train(
     init_from: Path | None = None,
     console: Console | None = None,
 ) -> Result:
-    """Train in this process, together with the other ranks where the environment describes a group.
+    """Train in this process, with the other ranks if the environment describes a group.
 
     Args:
         resolved: The experiment, from `mnist_dist.config.load`.
@@ -103,14 +103,14 @@ def train(
 
 
 def join(config: Config) -> contextlib.AbstractContextManager[Runtime]:
-    """Join the group of processes as a config asks for it. Every rank; `runtime.start` has the errors."""
+    """Join the process group with the config's settings. Every rank; errors as in `runtime.start`."""
     options = config.train
     exact = options.reduction == "exact"
     return start(device=options.device, precision=options.precision, threads=options.fixed_threads, deterministic=exact)
 
 
 def _claim(run: Path | None, runtime: Runtime, stack: contextlib.ExitStack, *, resume: bool) -> RunFolder:
-    """Claim the run's folder until the stack is undone, a new one below `runs/` where none is named. Every rank."""
+    """Lock the run's folder until the stack closes; without a name, create one below `runs/`. Every rank."""
     folder = RunFolder(Path(runtime.broadcast(runtime.on_first_rank(lambda: str(run or claim_run_folder("run"))))))
     folder.check_text()
     if resume:
@@ -120,7 +120,7 @@ def _claim(run: Path | None, runtime: Runtime, stack: contextlib.ExitStack, *, r
 
 
 def build_parts(config: Config, dataset: Dataset, runtime: Runtime) -> Parts:
-    """Build what the loop works with; nobody observes it, and nothing is saved. Every rank."""
+    """Build the parts of the loop, without observers and without saving. Every rank."""
     sampler = _agree(config, dataset, runtime)
     model, reduction, optimizer = _build(config, dataset, runtime)
     return Parts(
@@ -140,7 +140,7 @@ def build_parts(config: Config, dataset: Dataset, runtime: Runtime) -> Parts:
 
 
 def _agree(config: Config, dataset: Dataset, runtime: Runtime) -> Sampler:
-    """Check that all ranks have the same config and data, and that the batch can be divided. Every rank."""
+    """Raise if ranks disagree on the run, or if it cannot work. Every rank."""
     runtime.agree({**saving.versions(), "data": dataset.sha256})
     settings = dict(flatten(config.model_dump(mode="json", exclude={"data": {"root"}})))
     runtime.agree({key: str(settings.get(key, "absent")) for key in all_keys()})  # as many on every rank
@@ -170,7 +170,7 @@ def _build(config: Config, dataset: Dataset, runtime: Runtime) -> tuple[nn.Modul
 
 
 def _batches(config: Config, dataset: Dataset, runtime: Runtime) -> dict[str, Batches]:
-    """Build the batches of every split. Every rank: all keep their pixels in the same kind of place."""
+    """Build the batches of every split. Every rank: all keep their pixels in the same kind of memory."""
     stored = {id(split.stored): split.stored for split in dataset.splits.values()}
     needed, free = bytes_of(stored.values()), -runtime.maximum(-runtime.free_bytes())
     residency = choose_residency(
@@ -192,7 +192,7 @@ def _batches(config: Config, dataset: Dataset, runtime: Runtime) -> dict[str, Ba
 
 
 def _train(parts: Parts, progress: Progress, folder: RunFolder) -> Result:
-    """Run the loop and write down how it ended. Every rank."""
+    """Run the loop and write its result. Every rank."""
     with signals.deferred():  # until the result is written too
         try:
             loop.train(parts, progress)

@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors and JSON alone, whole or not there at all.
+"""Write and read checkpoints: safetensors and JSON, whole or absent.
 
 A checkpoint is written under a temporary name: each file is synced, the manifest last, then the folder, then it is
 renamed and its parent synced. Only then are older ones removed. `checkpoint_files` says what it is made of.
@@ -184,7 +184,7 @@ def read_tensors(path: Path, name: str) -> bytes:
 
 
 def restore_model(content: bytes, model: nn.Module, path: Path) -> None:
-    """Fill a network with the bytes of a `model.safetensors`; `path` is for the message.
+    """Load a network's weights from the bytes of a `model.safetensors`; `path` is for the message.
 
     Raises:
         CheckpointError: They are of another network, or not finite.
@@ -198,7 +198,7 @@ def restore_model(content: bytes, model: nn.Module, path: Path) -> None:
 
 
 def restore_optimizer(content: bytes, optimizer: torch.optim.Optimizer, model: nn.Module, path: Path) -> None:
-    """Load the bytes of an `optimizer.safetensors` into an optimizer; `path` is for the message.
+    """Load an optimizer's state from the bytes of an `optimizer.safetensors`; `path` is for the message.
 
     Raises:
         CheckpointError: They are of another optimizer, or not finite.
@@ -272,7 +272,7 @@ def _slots(optimizer: torch.optim.Optimizer, model: nn.Module) -> Table:
 
 
 def _difference(found: Table, wanted: Table) -> str | None:
-    """Phrase the first difference between two sets of tensors; None where there is none."""
+    """Return the first difference between two sets of tensors in words; None if they are equal."""
     for name in sorted(found.keys() | wanted.keys()):
         if name not in wanted:
             return f"it has {name!r}, which is not wanted"

@@ -1,4 +1,4 @@
-"""The run folder: where everything about one run lies, and who may write there."""
+"""The run folder: its files, and which process may write them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _BEGAN = "# began with the weights of "
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """The files of a run; only rank 0 writes them, but for the ranks' logs."""
+    """The files of a run. Only rank 0 writes them, except the ranks' logs."""
 
     path: Path
 
@@ -95,11 +95,11 @@ class RunFolder:
         return max(steps(self.checkpoints), default=None)
 
     def holds_run(self) -> bool:
-        """Return whether a run has begun here; weights to begin with alone are none yet."""
+        """Return whether a run has started here. Initial weights alone do not count."""
         return os.path.lexists(self.config) or self.saved_step() is not None
 
     def check_text(self) -> None:
-        """Check that the path is UTF-8: TensorBoard writes to no other.
+        """Raise if TensorBoard cannot write here: it needs a path in UTF-8.
 
         Raises:
             ConfigError: The path has other bytes.
@@ -161,7 +161,7 @@ class RunFolder:
         return lock
 
     def _refuse_obstacles(self) -> None:
-        """Raise an error if a link or the like lies where the run is going to write.
+        """Raise if there is a link or another odd file where the run writes.
 
         The side files are not meant: they are replaced, and a link at their place is not followed.
         """
@@ -210,7 +210,7 @@ class RunFolder:
             raise CheckpointError(self.altered_config())
 
     def _instead_of_run(self) -> str:
-        """Describe what is here in place of a run, and name the run that was probably meant."""
+        """Return what is here instead of a run, and the run that was probably meant."""
         run = next((above for above in self.path.absolute().parents if (above / "config.yaml").is_file()), None)
         if self.path.exists() and run is not None:  # one of its checkpoints or files
             return f"it is inside the run {os.path.relpath(run)}. Name that."
@@ -235,7 +235,7 @@ class RunFolder:
             return []
 
     def altered_config(self) -> str:
-        """Phrase that the config is not the one that the run was started with."""
+        """Return the message for a config that changed since the run started."""
         return (
             f"{self.config} is not as the run wrote it: it is damaged, or was edited. Restore it from a copy. "
             f"For other settings start a new run: {typed('train', '--config', self.config, '--run', 'NEW')}. "
@@ -356,7 +356,7 @@ _LOCK = (".lock", ".lock-owner")
 
 
 def config_content(text: str, began_with: str | None) -> tuple[bytes, str]:
-    """Put a config's hash in front of it, so that what is lost or changed later is noticed.
+    """Return a config with its hash in front, so that later changes are noticed.
 
     Args:
         text: YAML.
@@ -370,12 +370,12 @@ def config_content(text: str, began_with: str | None) -> tuple[bytes, str]:
 
 
 def write_record(path: Path, record: dict[str, Any]) -> None:
-    """Replace a JSON file at one stroke; a checksum in it tells damage later."""
+    """Replace a JSON file atomically. A checksum in it shows later damage."""
     write_whole(path, (json.dumps(record | {"checksum": _checksum(record)}, indent=1) + "\n").encode())
 
 
 def claim_run_folder(name: str) -> Path:
-    """Create a new folder below `runs/`, named after config and time, that no other process gets too."""
+    """Create a folder below `runs/`, named after the config and the time, for this process alone."""
     stem = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     for number in count(1):
         path = stem if number == 1 else stem.with_name(f"{stem.name}-{number}")

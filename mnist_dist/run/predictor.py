@@ -1,4 +1,4 @@
-"""A run that was trained: its network, ready to evaluate and to predict."""
+"""Open a trained run's network to evaluate it and to predict."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Trained:
             )
 
     def predict(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return the probability of each class: `(B, C, H, W)` uint8 to `(B, K)` float32, rows adding up to 1."""
+        """Return the probability of each class: `(B, C, H, W)` uint8 to `(B, K)`, each row sums to 1."""
         normalise = Normalise(mean=self.mean, std=self.std, device=self.runtime.device)
         with torch.inference_mode():
             batches = torch.split(torch.from_numpy(pixels), batch_size(pixels[0].size))
@@ -92,7 +92,7 @@ def open_run(
     device: Device = "auto",
     say: Callable[[str], None] = lambda line: None,
 ) -> Iterator[Trained]:
-    """Open a run's network on a device for as long as a block runs. Every rank.
+    """Open a run's network on a device until the block ends. Every rank.
 
     Args:
         run: Its folder.
@@ -208,7 +208,7 @@ class ReadPictures:
     unreadable: list[tuple[Path, str]]
     """The others, each with the reason."""
     warnings: dict[Path, str]
-    """What decoders complain of in files that they read."""
+    """Warnings of decoders about files that they could read."""
 
 
 def read_pictures(paths: list[Path], decoding: Decoding) -> ReadPictures:

@@ -1,4 +1,4 @@
-"""What a run keeps in its folder, and how it comes back to it: config, environment, checkpoints, result."""
+"""Write and restore what a run folder holds: config, environment, checkpoints, result."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from mnist_dist.training.state import Progress
 
 
 def refuse_run_elsewhere(folder: RunFolder, runtime: Runtime) -> None:
-    """Raise an error if a run to resume is not where rank 0 can read it. Every rank.
+    """Raise if rank 0 cannot read the run that is resumed. Every rank.
 
     Raises:
         ConfigError: Another rank's machine has it, and rank 0's has not: it would begin anew there.
@@ -39,8 +39,8 @@ def refuse_run_elsewhere(folder: RunFolder, runtime: Runtime) -> None:
     owner = runtime.maximum((runtime.rank + 1) * is_here) - 1
     if owner > 0 and not runtime.broadcast(is_here):
         raise ConfigError(
-            f"The run {folder.path} lies on the machine of rank {owner}, and not on that of rank 0, which alone reads "
-            f"it: keep runs on a disk that all machines share, or start rank 0 on the same machine again."
+            f"The run {folder.path} is on the machine of rank {owner} and not on that of rank 0, which reads it: "
+            f"keep runs on a disk that all machines share, or start rank 0 on the same machine again."
         )
 
 
@@ -56,7 +56,7 @@ class Opened:
 
 
 def claim_folder(folder: RunFolder, stack: contextlib.ExitStack, *, resume: bool) -> None:
-    """Create the run folder or reopen it, and lock it until the stack is undone. Rank 0 alone.
+    """Create or reopen the run folder, and lock it until the stack closes. Rank 0 alone.
 
     Args:
         folder: It must be new, unless `resume`.
@@ -122,7 +122,7 @@ def open_folder(
 
 
 def begin(folder: RunFolder, opened: Opened | None) -> None:
-    """Write a new run's config, from which on it is a run. Rank 0 alone."""
+    """Write a new run's config, which makes the folder a run. Rank 0 alone."""
     assert opened is not None
     write_whole(folder.config, opened.config)
 
@@ -149,7 +149,7 @@ def take_weights(run: Path, model: nn.Module, runtime: Runtime) -> None:
 
 
 def restore(folder: RunFolder, opened: Opened | None, parts: Parts, warn: Callable[[str], None]) -> Progress:
-    """Load the newest whole checkpoint, and discard what came after it. Every rank.
+    """Load the newest whole checkpoint, and remove what was written after it. Every rank.
 
     Rank 0 reads and hands on, so that the others need no shared disk.
 
@@ -208,7 +208,7 @@ def restore(folder: RunFolder, opened: Opened | None, parts: Parts, warn: Callab
 
 
 def _begin_again(folder: RunFolder, warn: Callable[[str], None]) -> None:
-    """Announce that a run begins at its beginning again.
+    """Announce that a run starts again from step 0.
 
     Raises:
         CheckpointError: It cannot: it began with another run's weights, which are lost.
@@ -246,7 +246,7 @@ def _progress(meta: Meta, folder: RunFolder, total_steps: int) -> Progress:
 def save(
     folder: RunFolder, parts: Parts, progress: Progress, *, config_sha256: str, warn: Callable[[str], None]
 ) -> None:
-    """Write a checkpoint and remove those that are no longer wanted. Every rank.
+    """Write a checkpoint and remove the old ones. Every rank.
 
     Args:
         folder: The run's.
@@ -261,7 +261,7 @@ def save(
     """
     if not all(bool(weights.isfinite().all()) for weights in parts.model.state_dict().values()):
         raise NonFiniteError(
-            f"After step {progress.step} there are weights that are not finite: a lower optimizer.learning_rate or "
+            f"Some weights are not finite after step {progress.step}: a lower optimizer.learning_rate or "
             f"train.clip_norm usually helps."
         )
 
@@ -324,6 +324,6 @@ def _evaluated(last: EpochReport, dataset: Dataset) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of everything that a run's bits depend on."""
+    """Return the versions of everything that the run's bits depend on."""
     packages = ("mnist-dist", "torch", "accelerate", "numpy", "safetensors")
     return {"Python": platform.python_version(), **{package: version(package) for package in packages}}

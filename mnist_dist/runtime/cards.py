@@ -1,4 +1,4 @@
-"""The GPUs of a group: each rank has one of its own, and all ranks know what every one of them can do."""
+"""The GPUs of a group: check that each rank has its own, and exchange what they support."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def settle(card: Card, ranks: int) -> bool:
 
 
 def _refuse_sharing(digests: list[int], card: Card | None) -> None:
-    """Raise an error if two ranks have the same GPU; every rank of them raises."""
+    """Raise if two ranks share a GPU. `card` is this rank's GPU if it is shared."""
     shared = next((digest for digest in digests if digests.count(digest) > 1), None)
     if shared is None:
         return

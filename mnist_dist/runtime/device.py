@@ -1,4 +1,4 @@
-"""What a run computes on, and in which arithmetic: decided once, with the reason."""
+"""Choose the device and the precision of a run, each with its reason."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Choice:
 
 
 def choose_device(wanted: Device, local_rank: int = 0) -> Choice:
-    """Decide on the kind of device.
+    """Return the kind of device to use.
 
     Args:
         wanted: What the user asks for.
@@ -64,7 +64,7 @@ def gpu_of(local_rank: int) -> int:
 
 
 def choose_precision(wanted: Precision, device: str, *, native_bf16: bool | None = None) -> Choice:
-    """Decide on the arithmetic: under `auto` a pure function of the hardware.
+    """Return the precision: under `auto` a pure function of the hardware.
 
     Args:
         wanted: What the user asks for.
@@ -79,7 +79,7 @@ def choose_precision(wanted: Precision, device: str, *, native_bf16: bool | None
     ours: dict[str, Dtype] = {"fp16": "fp16", "bf16": "bf16", "no": "fp32", "": "fp32"}
     variable = os.environ.get("ACCELERATE_MIXED_PRECISION", "").lower()
     if variable not in ours:
-        raise ConfigError(f"ACCELERATE_MIXED_PRECISION is {variable!r}, which this program has no use for: unset it.")
+        raise ConfigError(f"ACCELERATE_MIXED_PRECISION is {variable!r}, which mnist-dist does not support: unset it.")
     if variable not in ("", "no"):
         if wanted not in ("auto", ours[variable]):
             raise ConfigError(
@@ -89,7 +89,9 @@ def choose_precision(wanted: Precision, device: str, *, native_bf16: bool | None
     if wanted == "fp16" and device != "cuda":
         raise ConfigError(f"fp16 needs a CUDA GPU, and this run is on {device}: use --precision bf16, fp32 or auto.")
     if wanted == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported():
-        raise ConfigError("bf16 needs a GPU that has it, and this one has not: use --precision fp16, fp32 or auto.")
+        raise ConfigError(
+            "bf16 needs a GPU that supports it, and this one does not: use --precision fp16, fp32 or auto."
+        )
     if wanted != "auto":
         return Choice(value=wanted, reason=reason)
     if device != "cuda":
@@ -102,7 +104,7 @@ def choose_precision(wanted: Precision, device: str, *, native_bf16: bool | None
 
 
 def _refuse_unusable_gpus() -> None:
-    """Raise an error if torch was built for a GPU that is here and cannot use it: `auto` would silently use the CPU.
+    """Raise if there is a GPU that torch should support and cannot use, rather than train on the CPU.
 
     Raises:
         ConfigError: There is one; the usual cause is a driver older than this build of torch needs.
@@ -134,7 +136,7 @@ def default_generator(device: torch.device) -> torch.Generator:
 
 
 def refuse_without_compiler(device: str) -> None:
-    """Raise an error if `torch.compile` lacks what it needs on a device.
+    """Raise if `torch.compile` lacks what it needs on a device.
 
     Raises:
         ConfigError: It writes C++ for the CPU, and there is no compiler for that.

@@ -1,4 +1,4 @@
-"""Joining the group of processes that the environment describes, and leaving it again."""
+"""Join the process group that the environment describes, and leave it."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ from mnist_dist.runtime.rank import Runtime, replaced
 from mnist_dist.runtime.tf32 import without_tf32
 
 _distributed: Any = torch.distributed
-"""Its types leave the stores out."""
+"""Typed as Any: its type stubs lack the stores."""
 _store: Any = None
-"""Where this process meets the others: one for its whole life, as an address serves a store once."""
+"""The store that ranks join through. One per process, because an address can serve a store only once."""
 _joins = itertools.count()
-"""Numbers the groups that this process joins one after the other."""
+"""Counts the groups that this process has joined."""
 _joined: Any = None
-"""The group in which this process is. It stays in one whose run has failed."""
+"""The current group. A process stays in it if its run failed."""
 _left: list[Any] = []
 """The groups that this process has left."""
 
 
 def has_backend(name: Literal["gloo", "nccl"]) -> bool:
-    """Return whether this build of torch has a communication library."""
+    """Return whether this build of torch has that backend."""
     return torch.distributed.is_available() and torch.distributed.is_backend_available(name)
 
 
@@ -55,20 +55,20 @@ def start(
     threads: int | None,
     deterministic: bool = False,
 ) -> Iterator[Runtime]:
-    """Join the group of processes that the environment describes, alone where it describes none.
+    """Join the process group that the environment describes, or run alone if it describes none.
 
     Every rank. RANK, LOCAL_RANK and WORLD_SIZE are read by Accelerate, as torchrun and others set them.
 
     Args:
         device: `auto` takes CUDA, else MPS, else the CPU.
         precision: `auto` takes what suits the device.
-        threads: CPU threads of this process; None leaves what the environment set.
-        deterministic: Let CUDA use only kernels that give the same bits every time.
+        threads: CPU threads of this process. None keeps the number that the environment set.
+        deterministic: Use only CUDA kernels that give the same bits every time.
 
     Raises:
-        ConfigError: The device or the precision is not to be had here, a variable that Accelerate lets override
-            our settings contradicts them, the ranks have no address where they can meet, or two share a GPU.
-        WorkerError: The other ranks did not come in time.
+        ConfigError: The device or the precision is not available here, an Accelerate variable contradicts our
+            settings, the ranks cannot reach each other, or two of them share a GPU.
+        WorkerError: The other ranks did not join in time.
     """
     worker = worker_of(os.environ) or Worker(rank=0, ranks=1)
     ranks = worker.ranks
@@ -88,7 +88,7 @@ def start(
         if ranks > 1:
             stack.enter_context(signals.heard_in_native_code())
             _join_group(device_choice.value, worker)
-            # A rank that fails alone must end and say why. Leaving would wait for NCCL's kernels, and they for it.
+            # A rank that fails alone must exit with its message. Leaving would deadlock with NCCL's kernels.
             stack.push(lambda failure, *_: None if failure else _leave_group())
             if device_choice.value == "cuda":
                 native_bf16 = cards.settle(cards.Card.current(worker.local_rank), ranks)
@@ -112,7 +112,7 @@ def start(
         except RuntimeError as error:
             if runtime.ranks > 1 and _is_lost_peer(error):
                 raise errors.WorkerError(
-                    f"Rank {runtime.rank} lost touch with another rank, whose own message says why."
+                    f"Rank {runtime.rank} lost the connection to another rank: see that rank's message."
                 ) from error
             raise
         finally:
@@ -122,14 +122,14 @@ def start(
 
 @contextlib.contextmanager
 def _deterministic_cuda() -> Iterator[None]:
-    """Use only CUDA kernels that give the same bits every time; they are slower."""
+    """Make CUDA compute the same bits every time, at some cost in speed."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     former = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = False
     deterministic: Any = torch.utils.deterministic
     fills = deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
-    deterministic.fill_uninitialized_memory = False  # a kernel for each new tensor, and none is read unset
+    deterministic.fill_uninitialized_memory = False  # it costs a kernel for each new tensor
     try:
         yield
     finally:
@@ -231,11 +231,11 @@ def _join_group(device: str, worker: Worker) -> None:
         words = re.sub(r"^\[[^]]*\] ", "", str(error).partition("\n")[0])
         if "timed out" in words.lower() or "timeout" in words.lower():
             raise errors.WorkerError(
-                f"Rank {worker.rank} waited {seconds:g} s for the other ranks, and not all of the {worker.ranks} came."
+                f"Rank {worker.rank} waited {seconds:g} s, but not all {worker.ranks} ranks joined: see their messages."
             ) from error
         raise ConfigError(
-            f"Rank {worker.rank} of {worker.ranks} cannot meet the others: {words}. Look at MASTER_ADDR, MASTER_PORT "
-            f"and GLOO_SOCKET_IFNAME; `mnist-dist doctor` tries the interfaces of this machine."
+            f"Rank {worker.rank} of {worker.ranks} cannot reach the other ranks: {words}. Check MASTER_ADDR, "
+            f"MASTER_PORT and GLOO_SOCKET_IFNAME; `mnist-dist doctor` tries the interfaces of this machine."
         ) from error
 
 

@@ -48,7 +48,7 @@ class Runtime:
         self.sum_dtype = torch.float32 if self.device.type == "mps" else torch.float64  # MPS has no float64
 
     def set_threads(self, threads: int) -> None:
-        """Compute with so many CPU threads from now on; between steps alone."""
+        """Set the number of CPU threads. Call it only between two steps."""
         torch.set_num_threads(threads)
         self.threads = threads
 
@@ -69,7 +69,7 @@ class Runtime:
         self._generator.manual_seed(value)
 
     def accumulate(self, model: nn.Module, *, last: bool) -> AbstractContextManager[None]:
-        """Return a context whose backward passes add to the gradients; only the last of a step reduces over ranks."""
+        """Return a context in which backward adds to the gradients, and reduces them over ranks only if `last`."""
         if last or self.ranks == 1:
             return contextlib.nullcontext()
         context: AbstractContextManager[None] = self._accelerator.no_sync(model)
@@ -140,11 +140,11 @@ class Runtime:
         return gathered
 
     def broadcast(self, record: Any) -> Any:
-        """Send rank 0's record to every rank, as JSON. Every rank; the others' argument is ignored."""
+        """Return rank 0's record on every rank, sent as JSON. Every rank; the others' argument is ignored."""
         return json.loads(self.broadcast_bytes(json.dumps(record).encode()))
 
     def broadcast_bytes(self, content: bytes) -> bytes:
-        """Send rank 0's bytes to every rank. Every rank; the others' argument is ignored."""
+        """Return rank 0's bytes on every rank. Every rank; the others' argument is ignored."""
         if self.ranks == 1:
             return content
         length = torch.tensor([len(content)], device=self.device)
@@ -157,7 +157,7 @@ class Runtime:
         return buffer.cpu().numpy().tobytes()
 
     def maximum(self, value: int) -> int:
-        """Find the largest of the ranks' numbers. Every rank."""
+        """Return the largest of the ranks' numbers. Every rank."""
         vote = Vote(self)
         vote.cast(value)
         return vote.result()
@@ -171,7 +171,7 @@ class Runtime:
         return 0
 
     def agree(self, facts: Mapping[str, str]) -> None:
-        """Check that all ranks have the same facts. Every rank, with the same names.
+        """Raise if ranks disagree on a fact. Every rank, with the same names.
 
         Raises:
             ConfigError: A fact differs; the message names it and the ranks.
@@ -185,8 +185,7 @@ class Runtime:
             others = differs.nonzero().flatten().tolist()
             if others:
                 raise ConfigError(
-                    f"The ranks do not have the same {name}: {_listed(others)} from rank 0. "
-                    f"Rank {self.rank} has {fact}."
+                    f"Ranks disagree on the {name}: {_listed(others)} from rank 0. Rank {self.rank} has {fact}."
                 )
 
     def count_same(self, text: str) -> int:
@@ -196,7 +195,7 @@ class Runtime:
         return int((table == digest).sum())
 
     def on_first_rank(self, action: Callable[[], T]) -> T | None:
-        """Run something on rank 0; if it fails, every rank raises its error. Every rank.
+        """Run a function on rank 0. If it fails, every rank raises its error. Every rank.
 
         Returns:
             What the action returned on rank 0, None on the others.
@@ -227,7 +226,7 @@ class Runtime:
 
 
 class Vote:
-    """The largest of the ranks' numbers, found out on the CPUs while the devices compute."""
+    """An asynchronous maximum over ranks, exchanged by the CPUs while the devices compute."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._ranks = runtime.ranks
@@ -235,13 +234,13 @@ class Vote:
         self._pending: torch.distributed.Work | None = None
 
     def cast(self, value: int) -> None:
-        """Cast this rank's number. Every rank; the result is there later."""
+        """Start the vote with this rank's number. Every rank; it does not wait."""
         self._value.fill_(value)
         if self._ranks > 1:
             self._pending = torch.distributed.all_reduce(self._value, op=torch.distributed.ReduceOp.MAX, async_op=True)
 
     def result(self) -> int:
-        """Return the largest number of the last vote; 0 if there was none."""
+        """Return the largest number of the last vote, waiting for it; 0 before the first vote."""
         if self._pending is not None:
             self._pending.wait()
             self._pending = None

@@ -20,7 +20,7 @@ _backends: Any = torch.backends
 
 @contextlib.contextmanager
 def without_tf32() -> Iterator[None]:
-    """Keep TF32 off, whatever was set before; that is restored at the end. Every rank.
+    """Turn TF32 off, and restore the earlier setting at the end. Every rank.
 
     There are two settings of it, of which torch warns not to mix them: `allow_tf32`, and `fp32_precision` since torch
     2.9 (https://docs.pytorch.org/docs/stable/notes/cuda.html). Torch refuses to read the first while they contradict

@@ -20,7 +20,7 @@ from mnist_dist.runtime import Runtime
 
 BATCH = 500
 BATCH_VALUES = 1 << 22
-"""So many images or pixel values at most in an evaluation batch: the same at any number of ranks."""
+"""The most images and pixel values in an evaluation batch, with any number of ranks."""
 
 
 def evaluate(
@@ -28,18 +28,18 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a network on every image of a split. Every rank.
 
-    Batch i is rank (i mod ranks)'s. Each image's loss and prediction travel in a place of their own and are
-    added up in the images' order, so the figures have the same bits at any number of ranks.
+    Rank (i mod ranks) evaluates batch i. Each image has its own entry for loss and prediction, and entries are summed
+    in the images' order, so the figures have the same bits with any number of ranks.
 
     Args:
         model: Unwrapped, returns logits; left in training mode if it was.
         batches: Of the split.
         split: The split.
         runtime: This rank's.
-        stopping: Tells the number of a signal that has come; then the evaluation is abandoned.
+        stopping: Returns the number of a signal that arrived, else 0. A signal stops the evaluation.
 
     Raises:
-        StoppedError: It was abandoned, on every rank.
+        StoppedError: A signal stopped it; on every rank.
         RuntimeError: Not every image was counted exactly once: a bug.
     """
     images = len(split)
@@ -75,7 +75,7 @@ def evaluate(
 
 
 def batch_size(values: int) -> int:
-    """Decide how many images of so many values each make a batch where nothing is trained."""
+    """Return the batch size for evaluation, given the values per image."""
     return max(1, min(BATCH, BATCH_VALUES // values))
 
 

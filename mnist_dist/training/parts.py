@@ -21,7 +21,7 @@ from mnist_dist.training.state import Progress
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """What a run is made of, ready to go; `run.py` builds it."""
+    """The parts of a run, which `run/build.py` builds."""
 
     config: Config
     dataset: Dataset

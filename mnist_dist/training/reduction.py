@@ -33,10 +33,10 @@ class Ddp:
         self._correct: list[Tensor] = []
 
     def warm_up(self, pixels: Tensor) -> None:
-        """Run one backward pass so that DDP settles its buckets, which it reorders after the first. Every rank.
+        """Run one backward pass, after which DDP fixes the order of its buckets. Every rank.
 
-        Else the first step would add in another order than later ones do, and a resumed run's first step
-        in another order than the same step of a run that was never stopped.
+        Otherwise the first step would add in a different order than later steps, and a resumed run's first step in a
+        different order than the same step of a run that never stopped.
         """
         if self._runtime.ranks > 1:
             self.model.eval()  # leaves running statistics alone
@@ -80,7 +80,7 @@ class Ddp:
         return values[0] if len(values) == 1 else torch.stack(values).sum(dtype=self._runtime.sum_dtype)
 
     def settle(self) -> None:
-        """Average over ranks what is no weight: the running statistics of batch normalisation. Every rank."""
+        """Average the running statistics of batch normalisation over ranks. Every rank."""
         for buffer in self.model.buffers():
             if buffer.is_floating_point() and self._runtime.ranks > 1:
                 buffer.copy_(self._runtime.sum(buffer) / self._runtime.ranks)
@@ -109,7 +109,7 @@ class Exact:
         self._subtrees: list[tuple[int, Tensor]] = []  # each with its number of micro-batches, the largest first
 
     def warm_up(self, pixels: Tensor) -> None:
-        """There is nothing to settle."""
+        """Do nothing: there are no buckets."""
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
         """Return the context for a micro-batch's forward and backward pass."""
@@ -155,7 +155,7 @@ class Exact:
         return rows
 
     def settle(self) -> None:
-        """There is nothing that differs between ranks."""
+        """Do nothing: ranks do not differ."""
 
 
 def learn(reduction: Ddp | Exact, pixels: Tensor, labels: Tensor, *, label_smoothing: float, last: bool) -> Tensor:
@@ -197,7 +197,7 @@ def score(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> t
 
 
 def refuse_batch_norm(model: nn.Module) -> None:
-    """Raise an error for a network with batch normalisation.
+    """Raise if a network's result for an image depends on the other images.
 
     Raises:
         ConfigError: It has batch normalisation, whose result depends on how a batch is divided.
@@ -205,6 +205,6 @@ def refuse_batch_norm(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             raise ConfigError(
-                f"train.reduction exact cannot be had with {type(module).__name__} ({name}), whose result depends on "
+                f"train.reduction exact does not work with {type(module).__name__} ({name}), whose result depends on "
                 f"how a batch is divided: use GroupNorm, or train.reduction ddp."
             )

@@ -42,7 +42,7 @@ class Totals:
         return self.images / self.seconds
 
     def add_step(self, *, images: int, loss_sum: float, correct: float) -> None:
-        """Add one step; in this order alone the sums have the same bits again."""
+        """Add one step. The order of steps decides on the bits of the sums."""
         self.images += images
         self.loss_sum += loss_sum
         self.correct += correct
@@ -178,7 +178,7 @@ class Clock:
         self.restart()
 
     def restart(self) -> None:
-        """Begin anew after a checkpoint, whose time is not training."""
+        """Restart after a checkpoint, whose time does not count as training."""
         self._lap = self._saved = time.perf_counter()
 
     def lap(self) -> float:
@@ -187,5 +187,5 @@ class Clock:
         return self._lap - former
 
     def save_is_due(self) -> bool:
-        """Return whether a checkpoint is due by the clock."""
+        """Return whether it is time for the next checkpoint."""
         return time.perf_counter() - self._saved > self._save_seconds

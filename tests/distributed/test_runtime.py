@@ -36,7 +36,7 @@ def test_ranks_with_other_data_are_named_on_every_rank(on_ranks):
         assert f"Rank {rank} has {'other' if rank == 2 else 'usual'}" in message
 
 
-def test_a_number_that_is_none_on_one_rank_stops_all_and_its_pictures_are_named(on_ranks, tmp_path):
+def test_a_nan_on_one_rank_stops_all_ranks_and_names_its_images(on_ranks, tmp_path):
     messages = on_ranks(2, "nan_on_one_rank", folder=str(tmp_path))
     assert len(set(messages)) == 1
     assert "training loss of step 3 (first in micro-batch 1 of 2: train/" in messages[0]
@@ -61,9 +61,9 @@ def test_gradients_that_overflow_at_the_smallest_scale_end_the_run(on_ranks, tmp
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_a_run_on_another_machine_than_rank_0s_is_not_begun_anew(on_ranks, tmp_path):
+def test_a_run_that_rank_0_cannot_read_is_not_started_again(on_ranks, tmp_path):
     for message in on_ranks(2, "resuming_elsewhere", folder=str(tmp_path)):
-        assert "lies on the machine of rank 1, and not on that of rank 0" in message
+        assert "is on the machine of rank 1 and not on that of rank 0" in message
 
 
 def test_batch_normalisation_is_refused_in_exact_and_averaged_in_ddp(on_ranks):

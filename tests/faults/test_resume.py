@@ -229,7 +229,7 @@ def test_pictures_are_found_from_another_folder(command, folder_of, tmp_path):
     (tmp_path / "run" / "result.json").unlink()
     ended = command("resume", "../run", cwd=elsewhere)
     assert ended.code == 0, ended.err
-    assert f"The images are read from {tmp_path / 'Dataset'}" in ended.out
+    assert f"are read from {tmp_path / 'Dataset'}" in ended.out
     (tmp_path / "Dataset").rename(elsewhere / "Dataset")  # as on another machine: the path that was given
     assert command("evaluate", "../run", cwd=elsewhere).code == 0
 
@@ -320,7 +320,7 @@ def test_ranks_with_another_config_each_say_what_differs(started, tmp_path, sett
     for process in ranks:
         _, err = process.communicate(timeout=60)
         assert process.returncode == 2, err
-        assert f"The ranks do not have the same {key}: rank 1 differs from rank 0" in err
+        assert f"Ranks disagree on the {key}: rank 1 differs from rank 0" in err
     assert f"Rank 1 has {own}." in err
     assert not (tmp_path / "run" / "config.yaml").exists()
 

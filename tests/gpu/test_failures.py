@@ -59,7 +59,7 @@ def test_a_rank_that_fails_alone_ends_all_with_its_own_words_in_seconds(
     assert time.time() - float((tmp_path / "failed").read_text()) < 30
     assert ended.code == code, ended.err
     assert words in ended.err
-    assert "lost touch" not in ended.err
+    assert "lost the connection" not in ended.err
 
 
 @pytest.mark.gpu

@@ -27,7 +27,7 @@ def test_training_pixels_have_mean_zero_and_deviation_one(digits):
     assert labels.tolist() == digits.train.labels.tolist()
 
 
-def test_a_picture_is_augmented_the_same_in_any_company(digits):
+def test_an_image_is_augmented_the_same_in_any_batch(digits):
     source = batches(digits, Augmentation(rotation_degrees=15, shift_pixels=2, scale=0.1), seed=4)
     images, epochs = np.array([5, 9, 700, 3]), np.array([2, 2, 2, 3])
     together, _ = source.take(images, epochs)

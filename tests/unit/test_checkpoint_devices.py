@@ -56,7 +56,7 @@ def restored(path, config, *, fused, device="cpu"):
 @configs
 @pytest.mark.parametrize("to_fused", [True, False])
 @pytest.mark.parametrize("from_fused", [True, False])
-def test_what_one_implementation_has_saved_another_goes_on_from(tmp_path, config, from_fused, to_fused):
+def test_a_run_resumes_with_another_optimizer_implementation(tmp_path, config, from_fused, to_fused):
     model, optimizer = parts(config, fused=from_fused)
     take_steps(model, optimizer, range(3))
     path = checkpoint.write(tmp_path, 3, model, optimizer, {})

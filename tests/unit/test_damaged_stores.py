@@ -70,7 +70,7 @@ def folder(path, outside):
 
 
 @pytest.mark.parametrize("damage", [empty, cut, flip, lengthen, remove, link, pipe, folder])
-def test_damage_to_any_file_of_a_store_is_said_and_mended(root, open_store, said, tmp_path, damage):
+def test_damage_to_any_file_of_a_store_is_reported_and_repaired(root, open_store, said, tmp_path, damage):
     for name in FILES:
         good = open_store(root)
         pixels, labels = np.array(good.splits["train"].images), np.array(good.splits["train"].labels)
@@ -124,7 +124,7 @@ def set_path(index):
         lambda index: index["splits"]["train"].update(totals=[[123, 45678]]),
     ],
 )
-def test_an_index_that_asks_for_what_cannot_be_is_refused(root, open_store, said, change):
+def test_an_index_with_impossible_values_is_refused(root, open_store, said, change):
     good = open_store(root)
     forge(good.folder, change)
     said.clear()
@@ -145,7 +145,7 @@ def test_an_index_that_asks_for_what_cannot_be_is_refused(root, open_store, said
         {"leads_out": 0},
     ],
 )
-def test_a_memory_of_files_that_cannot_be_is_refused(root, open_store, said, change):
+def test_a_file_record_with_impossible_values_is_refused(root, open_store, said, change):
     good = open_store(root)
     record = files.read_sealed(good.folder / "folders.json") | change
     files.write_sealed(good.folder / "folders.json", record)
@@ -286,7 +286,7 @@ def test_a_store_that_cannot_be_read_is_not_damaged_and_left_alone(root, open_st
     assert not said
 
 
-def test_a_cache_out_of_reach_is_no_matter_where_the_store_is_beside_the_pictures(root, open_store, said, monkeypatch):
+def test_an_unreachable_cache_does_not_matter_if_the_store_is_beside_the_images(root, open_store, said, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/" + 300 * "x")
     good = open_store(root)
     assert [line.split()[0] for line in said] == ["Decoding"]

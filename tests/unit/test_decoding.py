@@ -34,7 +34,7 @@ def decoded(tmp_path):
 def refusal(decoded, content, *, size=8, **options):
     verdicts = set()
     for channels in (1, 3):
-        with pytest.raises(UnreadableError, match=r"image\.png cannot be read as an image") as raised:
+        with pytest.raises(UnreadableError, match=r"picture\.png cannot be read as an image") as raised:
             decoded(content, size, channels, **options)
         verdicts.add(raised.value.reason)
     assert len(verdicts) == 1
@@ -341,7 +341,7 @@ def kill(number, start, images):
         (signal.SIGBUS, DataError, r"b\.jpg made the decoder crash \(SIGBUS\)"),
     ],
 )
-def test_a_decoding_process_that_dies_is_told_with_its_picture(tmp_path, number, error, words):
+def test_a_decoding_process_that_dies_names_its_image(tmp_path, number, error, words):
     from functools import partial
 
     for name in ("a.jpg", "b.jpg"):
@@ -350,7 +350,7 @@ def test_a_decoding_process_that_dies_is_told_with_its_picture(tmp_path, number,
         list(decode_all(tmp_path, ("a.jpg", "b.jpg"), Decoding(image_size=8, channels=1), partial(kill, number)))
 
 
-def test_a_decoding_process_that_dies_among_very_many_pictures_is_told_with_its_picture(tmp_path, monkeypatch):
+def test_a_decoding_process_that_dies_among_very_many_images_names_its_image(tmp_path, monkeypatch):
     from functools import partial
 
     monkeypatch.setattr("mnist_dist.data.decode.CHUNK", 1)

@@ -105,7 +105,7 @@ def test_any_change_is_seen(root, change):
     assert open_store(root).folder != before.folder
 
 
-def test_a_folder_that_only_looks_changed_is_listed_once_and_decoded_never(root, scans):
+def test_a_folder_that_only_looks_changed_is_listed_once_and_never_decoded(root, scans):
     before = open_store(root)
     other = root / "train" / "class-0" / "notes.txt"
     other.touch()

@@ -173,7 +173,7 @@ def test_where_the_host_has_a_part_in_each_step_the_plan_says_so_and_steps_are_t
         assert graph.prepare(parts, lambda step: 0.1, 10) is None
 
 
-def test_whoever_looks_at_each_step_sees_each_step(digits):
+def test_an_optimizer_hook_sees_each_step(digits):
     config, seen = config_of(train__graph="auto"), []
     with join(config) as runtime:
         parts = build_parts(config, digits, runtime)

@@ -196,7 +196,7 @@ def test_an_import_of_the_same_process_number_keeps_its_folder(folder, tmp_path)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="one process writes elsewhere")
-def test_a_writing_process_that_is_killed_is_told_in_a_sentence(folder, tmp_path, monkeypatch):
+def test_a_writing_process_that_is_killed_is_one_message(folder, tmp_path, monkeypatch):
     read = read_idx_folder(folder)
     monkeypatch.setattr(Image, "fromarray", lambda image: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(WorkerError, match="A process that was writing images was killed"):

@@ -91,7 +91,7 @@ def test_of_a_thousand_ranks_that_differ_a_few_are_named(monkeypatch, first, las
         monkeypatch.setattr(Runtime, "gather", answers)
         with pytest.raises(ConfigError) as refused:
             runtime.agree({"data": "mine"})
-    assert str(refused.value) == f"The ranks do not have the same data: {words}. Rank 7 has mine."
+    assert str(refused.value) == f"Ranks disagree on the data: {words}. Rank 7 has mine."
 
 
 def test_a_thousand_ranks_share_a_batch_or_are_told_the_nearest_one_that_they_can():

@@ -144,7 +144,7 @@ def test_other_failures_of_the_same_libraries_are_not_about_memory(kind, words):
     assert _is_lost_peer(kind(words)) == ("CUDA error" not in words)
 
 
-def test_the_cpu_says_what_was_recorded():
+def test_the_cpus_memory_error_is_recognised():
     with pytest.raises(RuntimeError) as refused:
         torch.empty(10**15)
     assert memory.refusal_of(refused.value) == "tensors"

@@ -31,6 +31,6 @@ def runs(tmp_path, monkeypatch):
     ],
 )
 @pytest.mark.usefixtures("runs")
-def test_what_is_no_run_is_told_apart(path, message):
+def test_a_folder_that_is_not_a_run_is_refused_with_a_hint(path, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         RunFolder(Path(path)).check_run()

@@ -318,7 +318,7 @@ def test_a_step_of_any_length_is_refused_by_name(written, which):
 
 
 @pytest.mark.parametrize("make", [lambda path, to: path.symlink_to(to), lambda path, to: os.mkfifo(path)])
-def test_a_lock_file_that_is_none_is_refused_before_it_is_opened(tmp_path, monkeypatch, make):
+def test_a_lock_file_that_is_not_a_plain_file_is_refused_before_it_is_opened(tmp_path, monkeypatch, make):
     precious, path = tmp_path / "precious", tmp_path / "lock"
     precious.write_text("precious")
     make(path, precious)

@@ -119,7 +119,7 @@ def test_a_store_keeps_names_of_any_bytes(tmp_path, folder_of, open_store, said)
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
-def test_a_disk_without_locks_is_lived_with(tmp_path, folder_of, open_store, monkeypatch, number):
+def test_a_store_works_on_a_disk_without_locks(tmp_path, folder_of, open_store, monkeypatch, number):
     def refuse(file, operation):
         refused.append(operation)
         raise OSError(number, os.strerror(number))
@@ -247,14 +247,14 @@ def test_two_sources_of_validation_pictures_are_refused(tmp_path, folder_of):
 
 def test_a_fraction_that_leaves_a_class_empty_is_refused(tmp_path, folder_of):
     root = folder_of(tmp_path / "data", train=3)
-    with pytest.raises(DataError, match="leaves none"):
+    with pytest.raises(DataError, match="leaves none of a class's"):
         open_dataset(Data(root=str(root), validation_fraction=0.1), seed=0, announce=print)
 
 
 def test_a_new_picture_that_cannot_be_read_costs_no_store(tmp_path, folder_of, open_store, said):
     root = folder_of(tmp_path / "data")
     built = open_store(root)
-    (root / "train" / "class-1" / "new.png").write_bytes(b"not an image")
+    (root / "train" / "class-1" / "new.png").write_bytes(b"not a picture")
     with pytest.raises(DataError, match="1 image cannot be read"):
         open_store(root)
     (root / "train" / "class-1" / "new.png").unlink()
