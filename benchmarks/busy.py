@@ -1,4 +1,4 @@
-"""Training on a machine that does something else as well: images a second, quiet and beside busy programs.
+"""Training on a busy machine: images a second, quiet and beside busy programs.
 
 Ours with `train.threads=auto`, each fixed number of threads with many, few and no spins, and a plain PyTorch loop over
 tensors in memory, in turns. `begins` starts the busy program when a third of the time is over. The row `fast` is the
@@ -201,7 +201,7 @@ def _rate(journal: Path, images: int) -> float:
 
 
 class ResNet18(nn.Module):
-    """torchvision's, for our pictures."""
+    """torchvision's, for our images."""
 
     def __init__(self, *, classes: int, channels: int, image_size: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -210,7 +210,7 @@ class ResNet18(nn.Module):
         self.network = resnet18(num_classes=classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Score `(B, 3, H, W)` pictures as `(B, K)` logits."""
+        """Score `(B, 3, H, W)` images as `(B, K)` logits."""
         logits: torch.Tensor = self.network(x)
         return logits
 

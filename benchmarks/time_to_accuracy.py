@@ -1,4 +1,4 @@
-"""Seconds from a command's start to its test accuracy, pictures not decoded yet, beside an epoch of plain PyTorch.
+"""Seconds from a command's start to its test accuracy, images not decoded yet, beside an epoch of plain PyTorch.
 
 Every time is of a whole process, from before its start to after its end, evaluation included, with the pictures'
 files in the system's cache. What earlier runs decoded is not used and stays where it is: each run of ours gets a new

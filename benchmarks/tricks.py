@@ -47,7 +47,7 @@ class LatePoolingSmall(SmallCNN):
     """`SmallCNN` as it is usually written."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Score `(B, C, H, W)` pictures as `(B, K)` logits."""
+        """Score `(B, C, H, W)` images as `(B, K)` logits."""
         x = functional.max_pool2d(functional.relu(self.conv1(x)), 2)
         x = functional.max_pool2d(functional.relu(self.conv2_drop(self.conv2(x))), 2)
         x = functional.relu(self.fc1(x.flatten(1)))
@@ -58,7 +58,7 @@ class LatePoolingLarge(LargeCNN):
     """`LargeCNN` as pytorch/examples writes it."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Score `(B, C, H, W)` pictures as `(B, K)` logits."""
+        """Score `(B, C, H, W)` images as `(B, K)` logits."""
         x = functional.relu(self.conv2(functional.relu(self.conv1(x))))
         x = functional.relu(self.fc1(self.conv2_drop(functional.max_pool2d(x, 2)).flatten(1)))
         return self.fc2(self.fc1_drop(x))
