@@ -1,4 +1,4 @@
-"""Training on a machine that does something else as well: images a second, quiet and beside busy programs.
+"""Training on a busy machine: images a second, quiet and beside busy programs.
 
 Ours with `train.threads=auto`, each fixed number of threads with many, few and no spins, and a plain PyTorch loop over
 tensors in memory, in turns. `begins` starts the busy program when a third of the time is over. The row `fast` is the

@@ -1,4 +1,4 @@
-"""Run a command to its end, and see how long it takes and how much memory its processes use; or become a rank."""
+"""Run a command to its end, and measure its time and memory; or become a rank."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LOOK_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """How a command went."""
+    """A command's time and memory."""
 
     out: str
     seconds: float

@@ -1,4 +1,4 @@
-"""Training images a second, ours beside what one would otherwise run on the same images, network and batch.
+"""Training images a second, ours beside other libraries on the same images, network and batch.
 
 Each is a process of its own, in rounds (A B C ... A B C ...), so that a machine that is slower for a while is slower
 for all of them:

@@ -24,7 +24,7 @@ WIDER = {"first": (1, 16, 28), "second": (16, 32, 12)}
 
 
 def convolution(batch: int, inputs: int, outputs: int, size: int) -> Callable[[], object]:
-    """Make a layer's passes; its input needs a gradient unless it is an image."""
+    """Build a layer's passes; its input needs a gradient unless it is an image."""
     picture = inputs == 1
     x = torch.randn(batch, size, size, inputs).permute(0, 3, 1, 2).requires_grad_(not picture)
     weight, bias = torch.randn(outputs, inputs, SIDE, SIDE).requires_grad_(), torch.randn(outputs).requires_grad_()
@@ -34,7 +34,7 @@ def convolution(batch: int, inputs: int, outputs: int, size: int) -> Callable[[]
 
 
 def products(batch: int, inputs: int, outputs: int, size: int) -> Callable[[], object]:
-    """Make products of the same numbers, as if every window was copied to where it is needed already."""
+    """Build products of the same numbers, as if every window was copied to where it is needed already."""
     rows = size - SIDE + 1
     terms, places = inputs * SIDE**2, rows * batch
     kernel, windows = torch.randn(rows, outputs, terms), torch.randn(rows, terms, places)

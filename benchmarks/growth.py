@@ -49,7 +49,7 @@ MEASURES = {
 
 
 def make_store(folder: Path, images: int) -> None:
-    """Write a store of so many training images."""
+    """Write a store with this many training images."""
     folder.mkdir()
     generator = np.random.default_rng(0)
     splits = {}

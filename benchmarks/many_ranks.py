@@ -60,7 +60,7 @@ MEASURES = {
 
 @contextlib.contextmanager
 def one_rank(ranks: int, rank: int) -> Iterator[Runtime]:
-    """Be one of many ranks on the CPU; no other is there, and an answer from it is this rank's own."""
+    """Start one of many ranks on the CPU. No other rank exists: its answers are this rank's own."""
     place = {"RANK": rank, "LOCAL_RANK": 0, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": 1}
     environment = {name: str(value) for name, value in place.items()}
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "OMP_NUM_THREADS": "1"}
@@ -78,7 +78,7 @@ def one_rank(ranks: int, rank: int) -> Iterator[Runtime]:
 
 
 def blank_images(images: int) -> Dataset:
-    """Make a data set of black images."""
+    """Build a data set of black images."""
     pixels, labels = np.zeros((images, 1, 28, 28), np.uint8), np.arange(images) % 10
     stored = in_memory(pixels, labels, tuple(map(str, range(images))))
     splits = {name: Split(name=name, stored=stored) for name in ("train", "test")}

@@ -36,7 +36,7 @@ IMPORTS = "twice import torch"
 
 
 def seconds_to_first_step(words: list[object]) -> float:
-    """Run a training and look at its journal until the first step is there."""
+    """Run a training and read its journal until the first step appears."""
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder:
         journal = Path(folder) / "run" / "metrics.jsonl"
@@ -54,7 +54,7 @@ def seconds_to_first_step(words: list[object]) -> float:
 
 
 def seconds_of_imports() -> float:
-    """Let two processes import torch at once."""
+    """Start two processes that import torch at once."""
     began = time.perf_counter()
     processes = [subprocess.Popen([sys.executable, "-c", "import torch"]) for _ in range(2)]
     for process in processes:

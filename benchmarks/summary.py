@@ -1,4 +1,4 @@
-"""What is said of measurements: medians with their spread, means with their confidence, and where they were taken."""
+"""Summaries of measurements: medians with their spread, means with their confidence, and where they were taken."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def steady_rate(rates: Sequence[float]) -> float:
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
-    """Find between what the mean of the population lies, by Student's t distribution.
+    """Return the confidence interval of the population's mean, by Student's t distribution.
 
     Args:
         values: A sample of a normally distributed population, two values at least.
@@ -69,7 +69,7 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Say what the measurements were taken on: processor, cores, system, and versions of what is compared."""
+    """Return where the measurements were taken: processor, cores, system, and versions of what is compared."""
     packages = ("mnist-dist", "torch", "torchvision", "accelerate", "lightning")
     return {
         "processor": _processor(),

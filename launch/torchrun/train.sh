@@ -16,14 +16,14 @@ set -euo pipefail
 # A group of another size than this is refused: no silent run of one process.
 export MNIST_DIST_WORLD_SIZE=$((NODES * PROCESSES))
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(((n = $(nproc) / PROCESSES) > 0 ? n : 1))}"
-# A module in the working folder hides none. (In a checkout that is not installed: PYTHONSAFEPATH='')
+# Modules in the working folder must not hide installed ones. (In a checkout that is not installed: PYTHONSAFEPATH='')
 export PYTHONSAFEPATH="${PYTHONSAFEPATH-1}"
-# Without this, ranks that are started again after a killed one meet at the address of the dead store.
+# Without this, restarted ranks connect to the address of the dead store.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 # Without this, SIGUSR2 kills torchrun and leaves the ranks behind.
 export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2
 
-# The address with which this machine speaks to the others. Its own name is often 127.0.1.1: then the way out counts.
+# This machine's address towards the others. Its own name is often 127.0.1.1: then use the route's address.
 host=$(getent ahostsv4 "${HEAD%:*}" | awk 'NR == 1 {print $1}')
 case $host in 127.0.0.1) ;; 127.*) host=192.0.2.1 ;; esac
 route=$(ip -o -4 route get "$host")

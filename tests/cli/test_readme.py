@@ -24,7 +24,7 @@ def test_a_checkpoint_loads_in_three_lines_of_plain_torch(trained_run):
 
 def test_the_python_call_trains_twice_in_one_process(tmp_path):
     (code,) = (block for block in PYTHON if "from-python" in block)
-    again = 'train(load("quick"), run=Path("runs/again"))\n'
+    again = 'mnist_dist.train(mnist_dist.load("quick"), run="runs/again")\n'
     ended = subprocess.run(
         [sys.executable, "-c", code + again], cwd=tmp_path, capture_output=True, text=True, timeout=120,
         env=os.environ | {"OMP_NUM_THREADS": "1"},  # the bits are compared
