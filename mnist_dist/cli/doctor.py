@@ -1,4 +1,4 @@
-"""`doctor`: what stands in the way of a run on this machine."""
+"""`doctor`: problems of this machine that would stop a run."""
 
 from __future__ import annotations
 

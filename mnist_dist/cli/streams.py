@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def prepare() -> None:
-    """Open the standard streams that are closed, and let writes to a terminal go on when it has gone.
+    """Open the standard streams that are closed, and keep writes to a terminal harmless after it is gone.
 
     A daemon may start this program without them. The next file that is opened would take the number of a missing one:
     all that is printed, here or by a child, would go into that file.

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 QUICK = "quick"
 RESUMABLE = (1, StorageError.exit_code, WorkerError.exit_code, DeviceMemoryError.exit_code)
-"""Exit codes after which a run can go on from where it was, once the cause is gone."""
+"""Exit codes after which a run can be resumed, once the cause is gone."""
 MAX_RESTARTS = 3
 START_SECONDS = 1800.0
 HANG_SECONDS = 600.0
@@ -198,7 +198,7 @@ def _continue(folder: RunFolder, asked: Resolved, *, given: bool, err: bool) -> 
     Args:
         folder: The run's.
         asked: The command line's config.
-        given: Whether the user named the images; else they may lie where they did when the run was started.
+        given: Whether the user named the images. If not, they may still be where they were when the run was started.
         err: Whether lines go to standard error.
 
     Raises:

@@ -54,7 +54,7 @@ _PLAIN = {
 _UNFINISHED = ("stream", "separator", "',' or", "expected ':'")
 """Parts of what PyYAML says of something that began earlier."""
 _NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ENODEV)
-"""Errors of a path that leads to no file; after all others, the disk or the system may stand in the way of one."""
+"""Errors that mean there is no such file. All others come from the disk or the system."""
 _SPECIAL = {"timestamp": "a date", "value": "a special value", "merge": "a special value"}
 """What no key of a config can be, by YAML's kind of scalar."""
 

@@ -106,7 +106,7 @@ class Data(Section):
     mean: tuple[Annotated[Number, Field(ge=0, le=1)], ...] | None = None
     """Mean of each channel, for pixels in [0, 1]; null measures it on the training images."""
     std: tuple[Annotated[Number, Field(ge=1e-6, le=1)], ...] | None = None
-    """Standard deviation of each channel, likewise."""
+    """Standard deviation of each channel, for pixels in [0, 1]."""
     residency: Residency = "auto"
     """Where pixels are kept on a GPU: `device` in its memory, `host` outside of it; auto: in its memory if they take a
     quarter of what is free there, or less. The result is the same."""

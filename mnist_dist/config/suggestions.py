@@ -1,4 +1,4 @@
-"""What people mean by a word that is not ours: synonyms from other tools first, then spelling, else nothing."""
+"""Suggest our word for an unknown one: synonyms from other tools first, then spelling. If neither fits, nothing."""
 
 from __future__ import annotations
 
@@ -273,7 +273,7 @@ def any_of(words: list[str]) -> str:
 
 
 def _alike_key(key: str, keys: list[str]) -> str | None:
-    """Find the key whose last word is spelled most like another's, in its own section or else in any."""
+    """Return the key whose last word is spelled most like this one's: of the same section, or of any other."""
     section, _, name = key.rpartition(".")
     for pool in ([ours for ours in keys if section and ours.startswith(f"{section}.")], keys):
         names = {ours.rpartition(".")[2]: ours for ours in pool}

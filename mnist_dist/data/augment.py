@@ -56,7 +56,7 @@ class Values:
 
 
 def rotate_shift_scale(augmentation: Augmentation, draws: NDArray[np.float64], size: int) -> NDArray[np.float64]:
-    """Rotate, move and enlarge each image by up to so much either way."""
+    """Rotate, move and enlarge each image, each by up to the configured amount."""
     turn, scale, right, down = (2 * draws - 1).T
     angle = turn * math.radians(augmentation.rotation_degrees)
     zoom = 1 / (1 + scale * augmentation.scale)

@@ -34,7 +34,7 @@ class Normalise:
 class Gather:
     """Any rows of what is stored, on a device.
 
-    From the host's memory they travel without anyone waiting: a GPU works off later what it is told to do, so the next
+    Copies from the host's memory do not wait: a GPU runs its work asynchronously, so the next
     batch is gathered here while it computes on the last.
 
     Args:
@@ -62,8 +62,8 @@ class Gather:
     def send(self, values: Tensor) -> Tensor:
         """Send a tensor to the device, where it arrives before what is computed next.
 
-        A GPU fetches it later by itself, and from pinned memory alone: from other memory the host would wait for it.
-        PyTorch gives pinned memory to nobody else before the copy from it is done.
+        A GPU copies asynchronously only from pinned memory: for other memory the host would wait.
+        PyTorch does not reuse pinned memory before the copy from it is done.
         """
         if self._pinned and values.device.type == "cpu":
             return values.pin_memory().to(self._device, non_blocking=True)

@@ -204,7 +204,7 @@ def _in_processes(chunks: _Chunks[T]) -> Iterator[Chunk[T]]:
                         yield submitted.popleft().result()
                 while submitted:
                     yield submitted.popleft().result()
-            except BaseException:  # a signal, or an error: nobody waits for the chunks that are being decoded
+            except BaseException:  # a signal or an error: the chunks that are being decoded are dropped
                 for worker in workers:
                     worker.terminate()
                 raise

@@ -1,6 +1,6 @@
 """Write and read the files of a store. Checksums show damage, and links and odd files are never followed.
 
-A store may be cut by a full disk, hit by a flipped bit, or come from somebody else in a data folder. So nothing is
+A store may be cut by a full disk, have flipped bits, or come from a stranger in a data folder. So nothing is
 opened through a link, no pipe is waited for, no file decides how much is read, and nothing is unpickled.
 """
 

@@ -372,11 +372,11 @@ def _canvas_of_webp(file: BinaryIO) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def _complaints() -> Iterator[None]:
-    """Raise or report what libtiff prints: errors, in spite of which Pillow may go on, and warnings."""
+    """Raise or report what libtiff prints: errors, after which Pillow may continue, and warnings."""
     saved = os.dup(2)
     reader, writer = os.pipe()
     for end in (reader, writer):
-        os.set_blocking(end, False)  # words that are too many for the pipe are lost, and nobody waits
+        os.set_blocking(end, False)  # text that does not fit into the pipe is dropped: no write may block
     os.dup2(writer, 2)
     os.close(writer)
     failure: Exception | None = None

@@ -2,7 +2,7 @@
 
 A store remembers the times of every folder below the splits, and size, times and inode of every file. What is added,
 removed or renamed changes its folder's times; what is overwritten in place changes its own. Of very many files only
-some are looked at, evenly spread: whoever rewrites a data set of millions in place touches more than a few.
+only some are checked, evenly spread: rewriting a data set of millions in place touches more than a few.
 
 Where the file system says that a file may be another one (restored by tar, moved, on a disk that was mounted anew), or
 cannot say (changed just before it was listed, within one tick of the clock), the pixels decide.
@@ -140,7 +140,7 @@ def look(root: Path, store: Store, memory: Memory) -> Look | None:
 def agrees(
     listing: Listing, store: Store, memory: Memory | None, decoding: Decoding, announce: Callable[[int], None]
 ) -> bool:
-    """Compare the files of a data folder with a store: by stamps where they tell, else by pixels.
+    """Compare the files of a data folder with a store: by stamps if they are certain, otherwise by pixels.
 
     Args:
         listing: Of the data folder.
@@ -201,5 +201,5 @@ def _unchanged(root: Path, files: Names, rows: NDArray[np.int64], stamps: NDArra
 
 
 def _stamp(folder: Path) -> list[int] | None:
-    """Return a folder's stamp; None where there is none."""
+    """Return a folder's stamp; `None` if there is no such folder."""
     return folder_stamp(folder.stat()) if folder.is_dir() else None

@@ -1,4 +1,4 @@
-"""The store of a data folder: found where it is up to date, else built, with each image decoded once.
+"""The store of a data folder: reused if it is up to date, otherwise built, with each image decoded once.
 
 A store is a folder named by its image size, channels, and a hash of its content. It is built in a temporary folder
 under a lock and renamed, so a half-built one is never seen, in the data folder, else the user's cache, else in memory

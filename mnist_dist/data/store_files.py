@@ -96,7 +96,7 @@ Text = InstanceOf[str]
 
 
 class Sealed(BaseModel):
-    """What stands in a sealed file of a store, whoever wrote it: types are exact, and numbers bounded."""
+    """Content of a sealed file of a store, which may come from a stranger: types are exact, numbers bounded."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 

@@ -1,6 +1,6 @@
 """Walk the folders of a data set: what is an image, what is passed over, and what is refused, each with its reason.
 
-Only regular files are images: opening a named pipe would wait for ever. Links are followed, except back into a folder
+Only regular files are images: opening a named pipe would block. Links are followed, except back into a folder
 that they lie in; where several links of a class lead to one folder, one is followed. A link that leads out of the data
 folder is followed only where the user says so: in a folder from somebody else, it could point at private images,
 which would then end in a store that travels with the folder.
@@ -45,7 +45,7 @@ class Walk:
         self._follow_links = follow_links
 
     def folders(self, folder: str) -> list[str]:
-        """Name the folders in a split's folder, sorted; all else there is passed over or refused."""
+        """Return the names of the folders in a split's folder, sorted; everything else there is skipped or refused."""
         found = []
         for entry in self._entries(folder):
             if entry.is_symlink() and not self.check_link(entry.path, may_be_folder=True):

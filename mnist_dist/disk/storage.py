@@ -79,7 +79,7 @@ def open_plain(path: Path, flags: int = os.O_RDONLY) -> BinaryIO:
 
     Args:
         path: The file.
-        flags: `os.O_RDONLY`, or `os.O_WRONLY | os.O_APPEND | os.O_CREAT`, which is made where there is none.
+        flags: `os.O_RDONLY`, or `os.O_WRONLY | os.O_APPEND | os.O_CREAT`, which creates a missing file.
 
     Raises:
         ContentError: There is no such file, or it is a link, a folder, a pipe or a device.

@@ -1,4 +1,4 @@
-"""Words as a shell reads them again, each on one line whatever is in it."""
+"""Quote words so that a shell reads them back, each on one line."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Iterable
 _NO_WIDTH = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
-"""Letters and marks by their category that nobody sees: fillers, joiners, variation selectors, the empty Braille cell.
-All else without width, or that changes a text's direction, is not printable anyway."""
+"""Invisible characters that Unicode counts as letters or marks: fillers, joiners, variation selectors, the empty
+Braille cell. Other characters without width, or that change the direction of text, are not printable anyway."""
 
 
 def is_visible(character: str) -> bool:
@@ -19,7 +19,7 @@ def is_visible(character: str) -> bool:
 
 
 def quote(word: str) -> str:
-    """Quote a word where it needs it; the bytes of characters that nobody sees stand escaped in `$'...'`."""
+    """Quote a word if it needs it; the bytes of invisible characters are escaped in `$'...'`."""
     if all(map(is_visible, word)):
         return shlex.quote(word)
     text = word.replace("\\", "\\\\").replace("'", "\\'")

@@ -1,4 +1,4 @@
-"""Environment variables of others that Accelerate reads, whatever it is told: refused by name, or hidden from it.
+"""Environment variables of other tools that override Accelerate's arguments: refused by name, or hidden from it.
 
 A test compares the table with the source of Accelerate, so that a new name is noticed.
 """
@@ -36,7 +36,7 @@ has read before anything could be hidden from it (USE_TORCH_XLA, which matters w
 HIDDEN = ("ACCELERATE_*", "FSDP_*", "MEGATRON_LM_*", "PARALLELISM_CONFIG_*", "PMI_*", "OMPI_COMM_WORLD_*",
           "MV2_COMM_WORLD_*", "MPI_LOCALNRANKS", "MPI_LOCALRANKID", "FORK_LAUNCHED", "XLA_*", "DEEPSPEED_USE_HPU",
           "PT_HPU_LAZY_MODE")  # fmt: skip
-"""What it would obey, or stumble over: patterns of names. All that it needs to know, it is told in arguments."""
+"""Patterns of names that Accelerate would obey or fail on. It gets everything that it needs as arguments."""
 
 
 def matching(variables: Mapping[str, str], patterns: tuple[str, ...]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Signs of life: the main loop of each rank counts in shared memory, and the launcher that started it looks.
+"""Heartbeats: the main loop of each rank counts in shared memory, and its launcher reads the counts.
 
 A beat is made by the code that does the work, never by a thread of its own: a rank that hangs falls silent.
 """
@@ -23,7 +23,7 @@ _phase = 0
 
 @dataclass(frozen=True, slots=True)
 class Pulse:
-    """What a rank has shown of itself so far."""
+    """How far a rank has come."""
 
     beats: int
     step: int
@@ -53,7 +53,7 @@ def start(path: Path, rank: int) -> None:
 
 
 def beat(step: int | None = None) -> None:
-    """Show that work goes on; costs less than a microsecond, and next to nothing where nobody looks.
+    """Signal that this process works; costs less than a microsecond, and almost nothing without a launcher.
 
     Args:
         step: Steps done, where one was just finished.
@@ -66,7 +66,7 @@ def beat(step: int | None = None) -> None:
 
 
 def wait() -> None:
-    """Show that from now on this rank waits for rank 0, until its next beat."""
+    """Signal that this rank waits for rank 0, until its next beat."""
     global _beats
     if _memory is not None:
         _beats += 1

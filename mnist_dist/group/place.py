@@ -37,13 +37,13 @@ STARTED_BY_MPI = ("OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 @dataclass(frozen=True, slots=True)
 class GroupFolder:
-    """The files through which our own launcher and its ranks speak with each other."""
+    """The files through which our own launcher and its ranks communicate."""
 
     path: Path
 
     @property
     def rendezvous(self) -> Path:
-        """Where the ranks find each other, without a port that is open to the network."""
+        """Where the ranks meet, without an open network port."""
         return self.path / "rendezvous"
 
     @property

@@ -1,4 +1,4 @@
-"""How many CPU threads a rank computes with, and how long they spin while they wait for each other; without torch.
+"""Choose how many CPU threads a rank computes with, and how long they spin while waiting; without torch.
 
 Threads of one operation wait for the slowest of them. On a quiet machine more threads are quicker; as soon as another
 program takes one of the CPUs, each operation waits for the thread that has none, and the run falls to a fraction of
@@ -38,7 +38,7 @@ MOST_OF_WINDOW_SECONDS = 1.0
 LEAST_SECONDS, MOST_SECONDS = 0.5, 3.0
 """How long a run has to be crowded."""
 BREAKS = 1 / 4
-"""The share of the last seconds that may have been free: the other program does something else now and then."""
+"""The share of the last seconds that may have been free: other programs pause now and then."""
 
 _began: Moment | None = None
 _helpers_seconds = 0.0
@@ -49,7 +49,7 @@ class Cpus:
     """What a rank shares with other ranks and other programs."""
 
     bound: int
-    """CPUs on which the system may run this rank, by its affinity: all of the machine where nobody bound it."""
+    """CPUs on which the system may run this rank, by its affinity; all of the machine if it is not bound."""
     allowed: int
     """As many of those as its cgroup lets it have."""
     ranks: int = 1
@@ -117,7 +117,7 @@ def count_as_ours(seconds: float) -> None:
 
 
 def others_since_prepare(ranks: int) -> float:
-    """Return how many CPUs other programs have used since `prepare`; 0 where nobody knows.
+    """Return how many CPUs other programs have used since `prepare`; 0 if unknown.
 
     Args:
         ranks: That share this one's CPUs.
@@ -176,7 +176,7 @@ def crowded_by_itself(fixed: int | None, environment: Mapping[str, str], cpus: C
 
 
 class Crowding:
-    """Finds out while a run trains that other programs leave it fewer CPUs than it has threads.
+    """Detects during training that other programs leave a run fewer CPUs than it has threads.
 
     Args:
         cpus: That this rank may use.
@@ -202,13 +202,13 @@ class Crowding:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave out what is no training, in which ranks do not all work alike."""
+        """Leave out a time that is not training, in which ranks do different work."""
         self._end_span()
         yield
         self._begin_span()
 
     def look(self, steps_left: int) -> int:
-        """Return how many threads fit beside the other programs if those are fewer, and have been for a while; else 0.
+        """Return how many threads fit beside the other programs if those have been fewer for a while; otherwise 0.
 
         Costs next to nothing but four times a second: call it every step.
 

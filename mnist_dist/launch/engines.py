@@ -1,4 +1,4 @@
-"""Hands a training over to torchrun or `accelerate launch`: the command and the environment that they need."""
+"""Start a training with torchrun or `accelerate launch`: their command and environment."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Cluster:
     head: str | None = None
     """HOST or HOST:PORT of machine 0, as the others reach it; needed with several machines."""
     cpu: bool = True
-    """Whether the ranks compute on CPUs; where nobody `decided`, because this machine has no GPU."""
+    """Whether the ranks compute on CPUs; if not `decided`, because this machine has no GPU."""
     decided: bool = False
     """Whether the user said so."""
     max_restarts: int = 3
@@ -121,7 +121,7 @@ def torchrun(cluster: Cluster, words: tuple[str, ...]) -> Launch:
     else:
         host, port = cluster.endpoint
         address = _own_address(host, cluster)
-        is_host = "true" if cluster.node_rank == 0 else "false"  # else every machine waits a minute to find out
+        is_host = "true" if cluster.node_rank == 0 else "false"  # otherwise every machine waits a minute to find out
         options = [
             ("--nnodes", str(cluster.nodes)),
             size,

@@ -1,4 +1,4 @@
-"""Hands the signals that reach the launcher on to its ranks, each once; suspends them while it is suspended."""
+"""Forward the launcher's signals to its ranks, each once, and suspend them while it is suspended."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Signals:
                 self._busy = False
 
     def _suspend(self, number: int, frame: FrameType | None) -> None:
-        """Suspend the ranks and this process, and let them go on when this process does."""
+        """Suspend the ranks and this process; they continue when this process does."""
         began = time.monotonic()
         for child in self.children:
             child.suspend()

@@ -62,7 +62,7 @@ class Group:
     environment: Mapping[str, str] = field(default_factory=dict)
     """What every rank gets besides."""
     foreign: bool = False
-    """Whether it is a program of the user's, of which each process is told of a signal, as in a terminal."""
+    """Whether it is the user's own program: then each of its processes gets a signal, as from a terminal."""
     start_seconds: float = 1800
     """How long a rank that beats may take to its first step."""
     hang_seconds: float = 600
@@ -292,10 +292,10 @@ def last_lines(path: Path) -> list[str]:
 
 
 def _open(path: Path) -> IO[bytes]:
-    """Open a rank's log; a run folder from somebody else may hold a link at its place.
+    """Open a rank's log; a stranger's run folder may hold a link in its place.
 
     Raises:
-        CheckpointError: Something else than a log lies there.
+        CheckpointError: There is something other than a log.
     """
     kind = obstacle(path.parent, folder=True)
     if kind is not None:

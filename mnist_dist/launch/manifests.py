@@ -216,7 +216,7 @@ def _labels(job: KubernetesJob) -> dict[str, str]:
 
 
 def _environment(job: KubernetesJob) -> list[dict[str, Any]]:
-    """Set what every process needs, whoever starts it."""
+    """Return the variables that every process needs."""
     values = {
         EXPECTED_RANKS: job.nodes * job.processes_per_node,
         "OMP_NUM_THREADS": max(1, job.cpus // job.processes_per_node),  # else as many as the machine has, not the pod

@@ -36,7 +36,7 @@ def this_worker(processes: int | None) -> Worker | None:
 
 
 def choose_ranks(processes: int | None, device: str) -> int:
-    """Decide how many processes to start: as many as asked for, else one for each visible GPU, else one.
+    """Return how many processes to start: the number asked for, or one for each visible GPU, or one.
 
     Raises:
         ConfigError: There are not so many GPUs.

@@ -1,4 +1,4 @@
-"""The processes of a group: each is the head of a session of its own, and what it starts ends with it."""
+"""The processes of a group: each leads a session of its own, and what it starts ends with it."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ export MNIST_DIST_WORLD_SIZE=$((SLURM_JOB_NUM_NODES * SLURM_NTASKS_PER_NODE))
 export OMP_NUM_THREADS=${{SLURM_CPUS_PER_TASK:-1}}
 {cpu}
 
-# A rank is told its place by the variables that torchrun would set. A rank that dies ends the others.
+# Each rank gets its place in the variables that torchrun would set. A rank that dies ends the others.
 srun --ntasks="$MNIST_DIST_WORLD_SIZE" --ntasks-per-node="$SLURM_NTASKS_PER_NODE" --cpus-per-task="$OMP_NUM_THREADS" \
   {bind}--kill-on-bad-exit=1 --wait=60 bash -c '
     export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID
@@ -83,7 +83,7 @@ class SlurmJob:
     time: str = "01:00:00"
     """Time limit, as Slurm writes it."""
     warning_seconds: int = 120
-    """So long before the time limit the run is told to save and stop."""
+    """Time before the limit at which the run gets the signal to save and stop."""
     name: str = "mnist-dist"
     partition: str | None = None
     python: tuple[str, ...] = ("python", "-P", "-m", "mnist_dist")

@@ -1,4 +1,4 @@
-"""Runs a group of ranks on this machine to its end, through failures: reaped, and started again from a checkpoint."""
+"""Run a group of ranks on this machine to its end; after a failure, start it again from a checkpoint."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def run_local(group: Group, restarts: Restarts | None = None, meanwhile: Meanwhi
     Raises:
         ConfigError: The command cannot be started.
         GroupError: A rank failed; has its exit code.
-        WorkerError: A rank was killed by a signal that nobody sent to this process, or hung.
+        WorkerError: A rank hung, or was killed by a signal that this process did not get.
     """
     restarts = restarts or Restarts()
     if group.ranks > 1 and "GLOO_SOCKET_IFNAME" not in os.environ:

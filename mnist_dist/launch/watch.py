@@ -1,4 +1,4 @@
-"""Finds out that a group hangs, and who began it, from the signs of life that its ranks show."""
+"""Detect that a group hangs, and which rank began it, from the ranks' heartbeats."""
 
 from __future__ import annotations
 

@@ -181,7 +181,7 @@ def next_commands(run: str, *, data: str) -> list[tuple[str, str]]:
 
 
 def program_name() -> str:
-    """Find what to type for this program here: its name where that is on the PATH, else its path."""
+    """Return what to type for this program: its name if it is on the PATH, otherwise its path."""
     if shutil.which("mnist-dist"):
         return "mnist-dist"
     script = Path(sys.executable).with_name("mnist-dist")

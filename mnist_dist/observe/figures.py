@@ -26,7 +26,7 @@ class Sample:
     """`(C, H, W)`"""
     predicted: str
     true: str | None
-    """None where nobody knows."""
+    """`None` if unknown."""
     note: str = ""
     """A third piece of the title, e.g. a probability."""
 

@@ -1,4 +1,4 @@
-"""Names as text: a person reads every character of them, and none of them acts."""
+"""Names as text: every character is visible, and none of them controls a terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mnist_dist.errors.shell import is_visible
 def shown(text: object) -> str:
     r"""Return a name, or a message with names in it, as one line of visible characters.
 
-    What a terminal would obey or nobody could see stands there as its escape: control characters and line breaks,
+    Characters that a terminal would obey, or that are invisible, are escaped: control characters and line breaks,
     marks that turn the direction of writing, characters without width, spaces other than the usual one, and bytes that
     are no text (`\udce9`). A backslash stays as it is, so that a text that was shown already comes back unchanged.
 

@@ -123,5 +123,5 @@ def written(console: Console, text: object) -> str:
 
 
 def glyph(console: Console, sign: str, plain: str) -> str:
-    """Return a sign where the console's encoding has it, else what stands for it."""
+    """Return a character if the console's encoding has it, otherwise its replacement."""
     return sign if written(console, sign) == sign else plain

@@ -267,7 +267,7 @@ def _choose_threads(config: Config, runtime: Runtime, cpus: Cpus, warn: Callable
 
 
 def _keep_threads(config: Config, runtime: Runtime, progress: Progress, chosen: Chosen) -> Chosen:
-    """Go on with the threads that a resumed run has chosen for as many ranks: they decide on its bits. Every rank."""
+    """Keep the threads that a resumed run chose for as many ranks: its bits depend on them. Every rank."""
     if config.train.fixed_threads is not None or runtime.device.type != "cpu":
         progress.threads = progress.ranks = None
         return chosen

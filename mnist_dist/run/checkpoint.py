@@ -59,7 +59,7 @@ def write(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Opti
         step: Steps done.
         model: Unwrapped.
         optimizer: Of the model's parameters, in their order.
-        meta: JSON types: whatever else a resume needs.
+        meta: JSON types: everything else that a resume needs.
 
     Returns:
         The checkpoint's folder.

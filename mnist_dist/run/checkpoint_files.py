@@ -2,7 +2,7 @@
 
 A checkpoint is the folder `step-00000938` with `model.safetensors`, `optimizer.safetensors`, `meta.json` and
 `MANIFEST.json`, which has the SHA-256 of the others. Nothing in it is believed before it is verified: it may come from
-somebody else, or from a disk that failed.
+a stranger, or from a disk that failed.
 """
 
 from __future__ import annotations

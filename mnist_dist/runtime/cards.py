@@ -43,7 +43,7 @@ class Card:
 def settle(card: Card, ranks: int) -> bool:
     """Compare the ranks' GPUs, and turn NCCL's direct links off on all ranks if one machine needs that. Every rank.
 
-    Before the first collective on GPUs: goes over gloo, as NCCL waits for ever where two ranks share a GPU, and reads
+    Call it before the first collective on GPUs: it uses gloo, since NCCL hangs if two ranks share a GPU, and reads
     its variables when it starts. Variables that are set already stay as they are.
 
     Returns:

@@ -185,7 +185,7 @@ def _end_threads() -> None:
 
 @atexit.register
 def _end() -> None:
-    """Leave the group of a run that failed inside another program, unless NCCL may wait for ever."""
+    """Leave the group of a run that failed inside another program, unless NCCL might hang."""
     if torch.distributed.is_initialized() and "nccl" not in torch.distributed.get_backend_config():
         _leave_group()
     _end_threads()

@@ -45,7 +45,7 @@ def without_tf32() -> Iterator[None]:
 
 
 def _switch_of(owner: Any) -> bool | None:
-    """Read the older setting; None where the caller has set the newer one to something else."""
+    """Read the older setting; `None` if the caller has set the newer one to another value."""
     try:
         return bool(owner.allow_tf32)
     except RuntimeError:
