@@ -16,9 +16,7 @@ from mnist_dist.observe.output import open_console, say, written
 
 app = typer.Typer(help="Import, check and measure images.", no_args_is_help=True)
 
-Root = Annotated[
-    Path | None, typer.Argument(metavar="[DATA]", help="Folder with train/CLASS/* and test/CLASS/*; default Dataset.")
-]
+Root = Annotated[Path | None, typer.Argument(metavar="[DATA]", help=f"{flags.DATA}; default Dataset.")]
 DataOption = Annotated[Path | None, typer.Option("--data", help="The same folder, as `train` takes it.")]
 FollowLinks = Annotated[
     bool, typer.Option("--follow-links", help="Read links that lead out of the folder; `data.follow_links` of a run.")

@@ -30,7 +30,7 @@ COLOURS = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 def doctor(
     data: Annotated[
         Path | None,
-        typer.Option(help="Folder with train/CLASS/* and test/CLASS/*.", show_default="Dataset, if there is one"),
+        typer.Option(help=f"{flags.DATA}.", show_default="Dataset, if there is one"),
     ] = None,
     as_json: flags.Json = False,
     output: Annotated[Path | None, typer.Option(hidden=True)] = None,

@@ -84,7 +84,8 @@ Config = Annotated[
     str | None,
     typer.Option(help="A preset (`config list`), a YAML file or a run folder.", show_default="its defaults"),
 ]
-Data = Annotated[str | None, typer.Option(help="Folder with train/CLASS/* and test/CLASS/*.")]
+DATA = "Folder of images by class: train/CLASS/* beside test or val, or CLASS/* alone"
+Data = Annotated[str | None, typer.Option(help=f"{DATA}.")]
 DeviceKey = Annotated[str | None, typer.Option(metavar="auto|cpu|cuda|mps", help="train.device.")]
 PrecisionKey = Annotated[str | None, typer.Option(metavar="auto|fp32|bf16|fp16", help="train.precision.")]
 EpochsKey = Annotated[str | None, typer.Option(metavar="X", help="train.epochs.")]

@@ -47,7 +47,7 @@ def train(
     data: Annotated[
         str | None,
         typer.Option(
-            help="Folder with train/CLASS/* and test/CLASS/*.",
+            help=f"{flags.DATA}.",
             show_default="Dataset; embedded digits if there is none",
         ),
     ] = None,
@@ -264,7 +264,7 @@ def _supervise(resolved: Resolved, folder: RunFolder, group: Group, restarts: Re
     began_with = folder.saved_step()
     try:
         # The ranks import torch while the images are decoded.
-        meanwhile = partial(open_data, resolved, err=as_json)
+        meanwhile = partial(approve_data, resolved, err=as_json)
         code = run_local(replace(group, threads=threads), restarts, meanwhile)
     except MnistDistError as error:
         if error.exit_code in (ConfigError.exit_code, DataError.exit_code):
@@ -317,7 +317,7 @@ def _work(
         say(json.dumps(result.to_json()))
 
 
-def open_data(resolved: Resolved, group: GroupFolder, *, err: bool) -> None:
+def approve_data(resolved: Resolved, group: GroupFolder, *, err: bool) -> None:
     """Check whether the images have changed, decode them if so, and approve a store for the ranks."""
     from mnist_dist.config import EMBEDDED_DIGITS
     from mnist_dist.group.messages import Approval

@@ -12,7 +12,7 @@ from torch import Tensor
 from mnist_dist.config.schema import Augmentation
 from mnist_dist.data.augment import Augment
 from mnist_dist.data.dataset import Split
-from mnist_dist.data.store_files import Stored, advise
+from mnist_dist.data.store_files import StoredSplit, advise
 
 
 class Normalise:
@@ -43,7 +43,9 @@ class Gather:
         residency: Where all pixels and labels are kept.
     """
 
-    def __init__(self, stored: Stored, device: torch.device, residency: Literal["device", "host"] = "host") -> None:
+    def __init__(
+        self, stored: StoredSplit, device: torch.device, residency: Literal["device", "host"] = "host"
+    ) -> None:
         self.residency = residency
         advise(stored.images, whole=residency == "device")
         home = device if residency == "device" else torch.device("cpu")

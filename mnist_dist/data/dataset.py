@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from mnist_dist.config.schema import EMBEDDED_DIGITS, Data
 from mnist_dist.data import scan
 from mnist_dist.data.decode import Decoding
-from mnist_dist.data.files import DamagedError
+from mnist_dist.data.files import DamagedStoreError
 from mnist_dist.data.store import Announce, open_or_build
-from mnist_dist.data.store_files import Store, Stored, from_arrays, in_memory, open_folder
+from mnist_dist.data.store_files import Store, StoredSplit, from_arrays, in_memory, open_folder
 from mnist_dist.errors import ConfigError, DataError
 from mnist_dist.group import threads
 from mnist_dist.group.messages import Approval
@@ -31,7 +31,7 @@ class Split:
     """Images of a store: all of one of its splits, or some of them."""
 
     name: str
-    stored: Stored = field(repr=False)
+    stored: StoredSplit = field(repr=False)
     rows: NDArray[np.int64] | None = field(default=None, repr=False)
     """Image `i` is row `rows[i]` of what is stored; None: all of it as it is, at no cost however many there are."""
 
@@ -164,7 +164,7 @@ def approved_store(group: GroupFolder) -> Store | None:
     threads.count_as_ours(approval.cpu_seconds)
     try:
         store = open_folder(Path(approval.folder)) if approval.folder else None
-    except (DamagedError, OSError):  # removed or replaced in the meantime, as by another launcher
+    except (DamagedStoreError, OSError):  # removed or replaced in the meantime, as by another launcher
         return None
     return replace(store, state=approval.state) if store is not None and store.sha256 == approval.sha256 else None
 
@@ -265,7 +265,7 @@ def stratified_split(
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
-def mean_and_std(stored: Stored, rows: NDArray[np.int64] | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def mean_and_std(stored: StoredSplit, rows: NDArray[np.int64] | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Measure each channel's mean and standard deviation over some rows or all, for pixels in [0, 1], exactly.
 
     Raises:

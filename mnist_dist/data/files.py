@@ -31,7 +31,7 @@ HEADER_START = 10
 """Bytes of a .npy file up to and including the length of its header (NumPy's format 1.0)."""
 
 
-class DamagedError(Exception):
+class DamagedStoreError(Exception):
     """A store or one of its files changed after it was written. Users never see this: stores are rebuilt."""
 
 
@@ -56,13 +56,13 @@ def map_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArr
     """Map the values of a .npy file into memory, copy-on-write. The header is not read: dtype and shape are known.
 
     Raises:
-        DamagedError: The file is not there, no regular file, or of another size.
+        DamagedStoreError: The file is not there, no regular file, or of another size.
     """
     with open_regular(path) as file:
         start, size = file.read(HEADER_START), os.fstat(file.fileno()).st_size
         offset = HEADER_START + int.from_bytes(start[-2:], "little")
         if not start.startswith(magic(1, 0)) or size != offset + math.prod(shape) * dtype.itemsize:
-            raise DamagedError(f"{path.name} is {'cut, or no array of this store' if size else 'empty'}")
+            raise DamagedStoreError(f"{path.name} is {'cut, or no array of this store' if size else 'empty'}")
         return np.memmap(file, dtype, "c", offset, shape)
 
 
@@ -75,7 +75,7 @@ def verify_array(path: Path, sums: list[int], most_blocks: int | None = None) ->
         most_blocks: Of more, so many are drawn anew at each call.
 
     Raises:
-        DamagedError: Bits have flipped.
+        DamagedStoreError: Bits have flipped.
     """
     blocks = range(len(sums))
     chosen = blocks if most_blocks is None or len(sums) <= most_blocks else sorted(random.sample(blocks, most_blocks))
@@ -86,9 +86,9 @@ def verify_array(path: Path, sums: list[int], most_blocks: int | None = None) ->
         for block in chosen:
             file.seek(offset + block * BLOCK)
             if zlib.crc32(buffer[: file.readinto(buffer)]) != sums[block]:  # type: ignore[attr-defined]
-                raise DamagedError(f"bits of {path.name} have flipped")
+                raise DamagedStoreError(f"bits of {path.name} have flipped")
     if len(sums) != math.ceil((size - offset) / BLOCK):
-        raise DamagedError(f"{path.name} has a different number of blocks than of checksums")
+        raise DamagedStoreError(f"{path.name} has a different number of blocks than of checksums")
 
 
 class Sums:
@@ -126,7 +126,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
     """Read what `write_sealed` has written; a file of an earlier version is returned as it is.
 
     Raises:
-        DamagedError: It is missing, too large, or not as it was written.
+        DamagedStoreError: It is missing, too large, or not as it was written.
     """
     with open_regular(path) as file:
         content = file.read(MOST_JSON_BYTES + 1)
@@ -141,7 +141,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
             raise ValueError
     except (ValueError, KeyError, TypeError, RecursionError):
         what = "is empty" if not content else "has changed since it was written"
-        raise DamagedError(f"{path.name} {what}") from None
+        raise DamagedStoreError(f"{path.name} {what}") from None
     return record
 
 
@@ -149,18 +149,18 @@ def open_regular(path: Path) -> IO[bytes]:
     """Open a file of a store to read it: never through a link, and without waiting for the writer of a pipe.
 
     Raises:
-        DamagedError: It is missing, or no regular file.
+        DamagedStoreError: It is missing, or no regular file.
         OSError: It cannot be opened for another reason.
     """
     if not stat.S_ISREG(_status(path).st_mode):
-        raise DamagedError(f"{path.name} is no regular file")
+        raise DamagedStoreError(f"{path.name} is no regular file")
     try:
         file = os.fdopen(os.open(path, _READ), "rb", buffering=0)
     except OSError as error:
         raise _missing(path, error) from None
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # replaced since
         file.close()
-        raise DamagedError(f"{path.name} is no regular file")
+        raise DamagedStoreError(f"{path.name} is no regular file")
     return file
 
 
@@ -184,7 +184,7 @@ def is_folder(path: Path) -> bool:
     """Return whether a path is a folder and not a link to one.
 
     Raises:
-        DamagedError: It is not there.
+        DamagedStoreError: It is not there.
     """
     return stat.S_ISDIR(_status(path).st_mode)
 
@@ -197,9 +197,9 @@ def _status(path: Path) -> os.stat_result:
 
 
 def _missing(path: Path, error: OSError) -> Exception:
-    """Return a DamagedError for a file that is missing, else the error itself: it cannot be read now."""
+    """Return a DamagedStoreError for a file that is missing, else the error itself: it cannot be read now."""
     gone = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
-    return DamagedError(f"{path.name} is missing") if gone else error
+    return DamagedStoreError(f"{path.name} is missing") if gone else error
 
 
 def _seal(record: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from mnist_dist.data.decode import Decoding, decode_all, hand_over
-from mnist_dist.data.files import DamagedError, map_array, put, read_sealed, write_array, write_sealed
+from mnist_dist.data.files import DamagedStoreError, map_array, put, read_sealed, write_array, write_sealed
 from mnist_dist.data.scan import Listing, file_stamp
 from mnist_dist.data.store_files import DTYPES, Names, Sealed, Store, Text, array_path
 from mnist_dist.data.walk import folder_stamp
@@ -89,21 +89,21 @@ def recall(store: Store) -> Memory:
     """Read what `remember` has written.
 
     Raises:
-        DamagedError: A file is missing or damaged.
+        DamagedStoreError: A file is missing or damaged.
     """
     assert store.folder is not None
     try:
         record = Record.model_validate(read_sealed(store.folder / FOLDERS))
     except ValidationError:
-        raise DamagedError(f"{FOLDERS} has changed since it was written") from None
+        raise DamagedStoreError(f"{FOLDERS} has changed since it was written") from None
     if any(path.startswith("/") or ".." in path.split("/") for path in record.folders):
-        raise DamagedError(f"{FOLDERS} leads out of the data folder")
+        raise DamagedStoreError(f"{FOLDERS} leads out of the data folder")
     stamps = {}
     for name, split in store.splits.items():
         path = array_path(store.folder, name, "stamps")
         stamps[name] = map_array(path, DTYPES["stamps"], (4, len(split.labels)))
         if zlib.crc32(stamps[name].data) != record.stamps.get(name):
-            raise DamagedError(f"bits of {path.name} have flipped")
+            raise DamagedStoreError(f"bits of {path.name} have flipped")
     return Memory(folders=record.folders, settled=record.settled, leads_out=record.leads_out, stamps=stamps)
 
 

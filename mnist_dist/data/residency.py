@@ -6,14 +6,14 @@ from collections.abc import Iterable
 from typing import Literal
 
 from mnist_dist.config.schema import Residency
-from mnist_dist.data.store_files import Stored
+from mnist_dist.data.store_files import StoredSplit
 from mnist_dist.errors import ConfigError
 
 SHARE = 4
 """Pixels may take one part in so many of the memory that is free: the rest is for activations."""
 
 
-def bytes_of(stored: Iterable[Stored]) -> int:
+def bytes_of(stored: Iterable[StoredSplit]) -> int:
     """Count the bytes of the pixels and labels of some splits, what they share counted once."""
     return sum({id(split): split.images.nbytes + split.labels.nbytes for split in stored}.values())
 

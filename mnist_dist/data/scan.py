@@ -106,7 +106,7 @@ def survey(root: Path, *, follow_links: bool = False) -> Survey:
     if not root.is_dir():
         raise DataError(
             f"There is no data folder {root}. Put images into {root / 'train' / 'CLASS'} and "
-            f"{root / 'test' / 'CLASS'}, import a set with `mnist-dist data import`, or name another folder "
+            f"{root / 'test' / 'CLASS'}, or into {root / 'CLASS'}, import a set with `mnist-dist data import`, or name another folder "
             f"with --data."
         )
     settled = time.time_ns() - UNSETTLED_NANOSECONDS

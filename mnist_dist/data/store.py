@@ -25,7 +25,7 @@ from filelock import Timeout
 from numpy.typing import NDArray
 
 from mnist_dist.data.decode import Chunk, Decoding, Keep, decode_all, hand_over
-from mnist_dist.data.files import DamagedError, Sums, array_file, remove, write_array, write_sealed
+from mnist_dist.data.files import DamagedStoreError, Sums, array_file, remove, write_array, write_sealed
 from mnist_dist.data.freshness import Memory, agrees, look, recall, remember
 from mnist_dist.data.scan import OWN_FOLDER, ImageFiles, Listing, scan, unreadable
 from mnist_dist.data.store_files import (
@@ -124,12 +124,12 @@ def _whole_stores(
             if store is None:
                 continue
             verify(store)
-        except DamagedError as error:
+        except DamagedStoreError as error:
             announce(f"The decoded images in {folder} are damaged ({error}).")
             continue
         try:
             memory = _recall(store, lock)
-        except DamagedError as error:
+        except DamagedStoreError as error:
             announce(f"What {folder} knows of the files is damaged ({error}): all images are compared with it.")
             memory = None
         yield store, memory
@@ -139,11 +139,11 @@ def _recall(store: Store, lock: Path | None) -> Memory:
     """Recall what a store remembers; if another process is writing it down just now, wait for it.
 
     Raises:
-        DamagedError: A file is missing or damaged.
+        DamagedStoreError: A file is missing or damaged.
     """
     try:
         return recall(store)
-    except DamagedError:
+    except DamagedStoreError:
         if lock is None:
             raise
         with contextlib.suppress(OSError), locks.held(lock):  # the disk may be read-only
@@ -190,7 +190,7 @@ def _build_locked(listing: Listing, home: Path, decoding: Decoding, announce: An
             remove(path)
     try:
         built = open_folder(folder, f"decoded in {seconds:.1f} s")
-    except DamagedError as error:
+    except DamagedStoreError as error:
         raise OSError(errno.EIO, f"what was written there comes back damaged ({error})") from None
     assert built is not None
     return built

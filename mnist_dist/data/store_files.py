@@ -19,7 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError, model_validator
 
-from mnist_dist.data.files import BLOCK, DamagedError, is_folder, map_array, open_regular, read_sealed, verify_array
+from mnist_dist.data.files import (
+    BLOCK,
+    DamagedStoreError,
+    is_folder,
+    map_array,
+    open_regular,
+    read_sealed,
+    verify_array,
+)
 
 FORMAT = 5
 INDEX = "index.json"
@@ -132,7 +140,7 @@ class Index(Sealed):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stored:
+class StoredSplit:
     """One split's images, as they lie in the store."""
 
     images: NDArray[np.uint8]
@@ -150,7 +158,7 @@ class Store:
     """All splits of a data set, decoded."""
 
     classes: tuple[str, ...]
-    splits: dict[str, Stored] = field(repr=False)
+    splits: dict[str, StoredSplit] = field(repr=False)
     sha256: str
     """Identity of the data: over classes, pixels and labels of all splits."""
     state: str
@@ -171,13 +179,13 @@ def moments_of(images: NDArray[np.uint8]) -> NDArray[np.uint64]:
     return moments
 
 
-def in_memory(images: NDArray[np.uint8], labels: NDArray[np.int64], files: Sequence[str]) -> Stored:
+def in_memory(images: NDArray[np.uint8], labels: NDArray[np.int64], files: Sequence[str]) -> StoredSplit:
     """Build a split from arrays in memory."""
     moments = moments_of(images)
-    return Stored(images=images, labels=labels, moments=moments, totals=moments.sum(axis=0), files=files)
+    return StoredSplit(images=images, labels=labels, moments=moments, totals=moments.sum(axis=0), files=files)
 
 
-def from_arrays(classes: tuple[str, ...], splits: dict[str, Stored], state: str) -> Store:
+def from_arrays(classes: tuple[str, ...], splits: dict[str, StoredSplit], state: str) -> Store:
     """Make a store of splits in memory; its identity is that of the same images on disk."""
     digest = identity(classes)
     for split in splits.values():
@@ -202,19 +210,21 @@ def open_folder(folder: Path, state: str = "decoded earlier") -> Store | None:
         None if an earlier version has written it.
 
     Raises:
-        DamagedError: A file is missing, cut, no regular file, or its size is not what the index says.
+        DamagedStoreError: A file is missing, cut, no regular file, or its size is not what the index says.
     """
     if not is_folder(folder):
-        raise DamagedError("it is no folder")
+        raise DamagedStoreError("it is no folder")
     index = read_sealed(folder / INDEX)
     if index.get("format") != FORMAT:
         return None
     try:
         known = Index.model_validate(index)
     except ValidationError:
-        raise DamagedError(f"{INDEX} has changed since it was written") from None
+        raise DamagedStoreError(f"{INDEX} has changed since it was written") from None
     shape = known.channels, known.image_size, known.image_size
-    splits: dict[str, Stored] = {name: _open_split(folder, name, facts, shape) for name, facts in known.splits.items()}
+    splits: dict[str, StoredSplit] = {
+        name: _open_split(folder, name, facts, shape) for name, facts in known.splits.items()
+    }
     return Store(
         classes=tuple(known.classes),
         splits=splits,
@@ -224,9 +234,9 @@ def open_folder(folder: Path, state: str = "decoded earlier") -> Store | None:
     )
 
 
-def _open_split(folder: Path, split: str, facts: Facts, shape: tuple[int, ...]) -> Stored:
+def _open_split(folder: Path, split: str, facts: Facts, shape: tuple[int, ...]) -> StoredSplit:
     count = facts.images
-    return Stored(
+    return StoredSplit(
         images=_map(folder, split, "images", (count, *shape)),
         labels=_map(folder, split, "labels", (count,)),
         moments=_map(folder, split, "moments", (count, shape[0], 2)),
@@ -243,7 +253,7 @@ def verify(store: Store, few_bytes: int = FEW_BYTES) -> None:
         few_bytes: Of more pixels, a quarter as many bytes are read, in blocks that are drawn anew at each call.
 
     Raises:
-        DamagedError: Some bits have flipped, labels are out of range, or totals are wrong.
+        DamagedStoreError: Some bits have flipped, labels are out of range, or totals are wrong.
     """
     assert store.folder is not None
     index = read_sealed(store.folder / INDEX)
@@ -254,12 +264,12 @@ def verify(store: Store, few_bytes: int = FEW_BYTES) -> None:
             path = array_path(store.folder, name, array)
             verify_array(path, sums, some if array == "images" else None)
         if not 0 <= int(split.labels.min()) <= int(split.labels.max()) < len(store.classes):
-            raise DamagedError(f"{array_path(store.folder, name, 'labels').name} has classes that do not exist")
+            raise DamagedStoreError(f"{array_path(store.folder, name, 'labels').name} has classes that do not exist")
         with open_regular(array_path(store.folder, name, "moments")) as file:  # faster than through the memory map
             file.seek(-split.moments.nbytes, os.SEEK_END)
             columns = np.fromfile(file, np.uint64).reshape(len(split.labels), -1).T
         if [int(column.sum()) for column in columns] != split.totals.ravel().tolist():  # faster than sum(axis=0)
-            raise DamagedError(f"the totals of {name} in {INDEX} are not those of its images")
+            raise DamagedStoreError(f"the totals of {name} in {INDEX} are not those of its images")
 
 
 def _map(folder: Path, split: str, name: str, shape: tuple[int, ...]) -> NDArray[Any]:

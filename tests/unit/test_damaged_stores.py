@@ -179,7 +179,7 @@ def test_json_that_is_none_or_bottomless_is_damage(root, open_store, said, name,
 def test_no_more_of_a_json_file_is_read_than_any_store_needs(root, open_store, monkeypatch):
     good = open_store(root)
     monkeypatch.setattr(files, "MOST_JSON_BYTES", 100)
-    with pytest.raises(files.DamagedError):
+    with pytest.raises(files.DamagedStoreError):
         store_files.open_folder(good.folder)
 
 
@@ -196,7 +196,7 @@ def test_labels_that_name_no_class_are_damage(root, open_store):
     path = good.folder / "train-labels.npy"
     sums = files.write_array(path, np.full(12, 3))
     forge(good.folder, lambda index: index["splits"]["train"]["crc32"].update(labels=sums))
-    with pytest.raises(files.DamagedError, match="classes that do not exist"):
+    with pytest.raises(files.DamagedStoreError, match="classes that do not exist"):
         store_files.verify(store_files.open_folder(good.folder))
 
 
@@ -209,7 +209,7 @@ def test_of_very_many_pixels_some_blocks_are_verified_and_over_many_starts_all(r
     for _ in range(200):
         try:
             store_files.verify(good, few_bytes=12 * 64)
-        except files.DamagedError:
+        except files.DamagedStoreError:
             found += 1
     assert 0 < found < 200
 
