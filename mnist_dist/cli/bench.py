@@ -109,7 +109,7 @@ def _measure(resolved: Resolved, cases: Cases, seconds: float) -> Report:
     """Run one group of processes after the other, and exit with the code of a group that fails."""
     from mnist_dist.bench.records import GroupResult, write_cases
     from mnist_dist.bench.report import assemble
-    from mnist_dist.cli.train import open_data
+    from mnist_dist.cli.train import approve_data
     from mnist_dist.launch.own import own_group
     from mnist_dist.launch.supervise import run_local
     from mnist_dist.machine import allowed_cpus, temporary_folder
@@ -122,7 +122,7 @@ def _measure(resolved: Resolved, cases: Cases, seconds: float) -> Report:
             file = folder / f"{ranks}.json"
             write_cases(cases.of_group(ranks), file)
             group = own_group(ranks=ranks, threads=cases.base[ranks].threads, extra=("--output", str(file)))
-            code = run_local(group, meanwhile=partial(open_data, resolved, err=True))
+            code = run_local(group, meanwhile=partial(approve_data, resolved, err=True))
             if code:
                 raise typer.Exit(code)
             results[ranks] = GroupResult.read(file)

@@ -106,8 +106,8 @@ def survey(root: Path, *, follow_links: bool = False) -> Survey:
     if not root.is_dir():
         raise DataError(
             f"There is no data folder {root}. Put images into {root / 'train' / 'CLASS'} and "
-            f"{root / 'test' / 'CLASS'}, or into {root / 'CLASS'}, import a set with `mnist-dist data import`, or name another folder "
-            f"with --data."
+            f"{root / 'test' / 'CLASS'}, or into {root / 'CLASS'}, import a set with `mnist-dist data import`, "
+            f"or name another folder with --data."
         )
     settled = time.time_ns() - UNSETTLED_NANOSECONDS
     walk = Walk(root, follow_links=follow_links)
