@@ -70,6 +70,8 @@ OF_THE_DISK = STORAGE - {errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
 HARMLESS = re.compile(r'_TIFFVSetField: .* "(Orientation|ResolutionUnit|[XY]Resolution)" tag')
 """Errors of libtiff about tags on which no pixel depends."""
 
+COLOUR = ("RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
+"""Pillow's modes of colour images. A palette (`P`) may hold gray alone, and is not among them."""
 Mode = Literal["L", "RGB"]
 Warn = Callable[[str], None]
 Convert = Callable[[Image.Image], Image.Image]
@@ -129,6 +131,20 @@ def decode(
             raise storage_error(OSError(error.errno, error.strerror, str(path))) from None
         raise UnreadableError(path, _reason(error, str(path))) from None
     return pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def look_at(path: str | Path, *, max_megapixels: int = MAX_MEGAPIXELS) -> tuple[int, int, bool] | None:
+    """Return an image's width and height in pixels, and whether it is stored in colour, from its header alone.
+
+    Returns:
+        `None` for a file that `decode` would refuse.
+    """
+    try:
+        with _pillow(max_megapixels * 1_000_000, lambda text: None), _open_regular(path) as file:
+            picture, _ = _open(file, 1 << 14, max_megapixels * 1_000_000)
+            return picture.width, picture.height, picture.mode in COLOUR
+    except Exception:  # decoders raise whatever a damaged file leads them to; `decode` names it
+        return None
 
 
 @cache

@@ -13,6 +13,7 @@ import hashlib
 import math
 import os
 import shutil
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -26,7 +27,8 @@ from numpy.typing import NDArray
 
 from mnist_dist.data.decode import Chunk, Decoding, Keep, decode_all, hand_over
 from mnist_dist.data.files import DamagedStoreError, Sums, array_file, remove, write_array, write_sealed
-from mnist_dist.data.freshness import Memory, agrees, look, recall, remember
+from mnist_dist.data.formats import look_at
+from mnist_dist.data.freshness import Memory, agrees, look, recall, remember, spread
 from mnist_dist.data.scan import OWN_FOLDER, ImageFiles, Listing, scan, unreadable
 from mnist_dist.data.store_files import (
     DTYPES,
@@ -47,6 +49,10 @@ from mnist_dist.errors import typed
 from mnist_dist.group import heartbeat
 
 ANNOUNCE_SECONDS = 5.0
+SAMPLED = 32
+"""Headers that are read to see what decoding loses."""
+MUCH_LARGER = 4
+"""From so many times the configured size on, a line says that images lose most of their pixels."""
 WARNED = 5
 """Decoders' warnings that are announced; `data check` lists all."""
 
@@ -87,6 +93,8 @@ def open_or_build(root: Path, decoding: Decoding, announce: Announce, *, follow_
             with contextlib.suppress(OSError, Timeout), locks.held(store.folder.parent / "lock", blocking=False):
                 remember(listing, store.folder)
             return store
+    if (loss := what_is_lost(listing, decoding)) is not None:
+        announce(loss)
     for home in homes:
         try:
             if home in unusable:
@@ -96,6 +104,26 @@ def open_or_build(root: Path, decoding: Decoding, announce: Announce, *, follow_
             announce(f"The decoded images cannot be kept in {home}: {error.strerror or error}.")
     announce("They are kept in memory instead, and decoded again at the next start.")
     return _decode_to_memory(listing, decoding, announce)
+
+
+def what_is_lost(listing: Listing, decoding: Decoding) -> str | None:
+    """Return a sentence if images lose their colour or most of their pixels, judged by some headers; else `None`."""
+    files = listing.splits["train"].files
+    chosen = [files[row] for row in spread(len(files), SAMPLED, len(files)).tolist()]
+    seen = [look_at(listing.root / file, max_megapixels=decoding.max_megapixels) for file in chosen]
+    found = [shape for shape in seen if shape is not None]
+    if not found:
+        return None
+    width, height = (statistics.median_low(column) for column in ([w for w, _, _ in found], [h for _, h, _ in found]))
+    size, colour = decoding.image_size, sum(is_colour for _, _, is_colour in found) > len(found) / 2
+    to_gray, to_small = colour and decoding.channels == 1, min(width, height) > MUCH_LARGER * size
+    if not to_gray and not to_small:
+        return None
+    keys = ["data.channels=3"] * to_gray + ["a larger data.image_size"] * to_small
+    return (
+        f"The images are {'in colour' if colour else 'gray'}, {width}x{height} (median), and become "
+        f"{'gray' if decoding.channels == 1 else 'colour'} {size}x{size}: to keep more, set {' and '.join(keys)}."
+    )
 
 
 def _kind(decoding: Decoding) -> str:

@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mnist_dist.config.schema import Data
 from mnist_dist.data import open_dataset
@@ -129,3 +130,35 @@ def test_a_class_without_test_images_is_trained_and_said(tmp_path, folder_of):
     assert len(dataset.classes) == 3
     assert len(dataset.test) == 4
     assert "The test images have none of the class class-1." in said
+
+
+@pytest.mark.parametrize(
+    ("mode", "size", "settings", "line"),
+    [
+        ("RGB", (500, 333), {}, "in colour, 500x333 (median), and become gray 8x8: to keep more, set data.channels=3"),
+            "RGB",
+            (500, 333),
+            {},
+            "in colour, 500x333 (median), and become gray 8x8: to keep more, set data.channels=3 and",
+        ),
+        ("RGB", (10, 10), {}, "become gray 8x8: to keep more, set data.channels=3."),
+        ("RGB", (500, 333), {"channels": 3}, "become colour 8x8: to keep more, set a larger data.image_size."),
+        ("L", (10, 10), {}, None),
+        ("RGB", (10, 10), {"channels": 3}, None),
+    ],
+)
+def test_colour_and_size_are_never_lost_in_silence(tmp_path, mode, size, settings, line):
+    random = np.random.default_rng(0)
+    for place in ("train/a", "train/b", "val/a", "val/b"):
+        (tmp_path / place).mkdir(parents=True)
+        for number in range(2):
+            noise = Image.fromarray(random.integers(0, 256, (*size[::-1], 3), np.uint8))
+            noise.convert(mode).save(tmp_path / place / f"{number}.png")
+    said = []
+    open_dataset(Data(root=str(tmp_path), image_size=8, **settings), seed=0, announce=said.append)
+    found = [text for text in said if "to keep more" in text]
+    assert len(found) == (line is not None)
+    assert line is None or line in found[0]
+    again = []
+    open_dataset(Data(root=str(tmp_path), image_size=8, **settings), seed=0, announce=again.append)
+    assert not again
