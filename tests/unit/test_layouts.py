@@ -136,11 +136,6 @@ def test_a_class_without_test_images_is_trained_and_said(tmp_path, folder_of):
     ("mode", "size", "settings", "line"),
     [
         ("RGB", (500, 333), {}, "in colour, 500x333 (median), and become gray 8x8: to keep more, set data.channels=3"),
-            "RGB",
-            (500, 333),
-            {},
-            "in colour, 500x333 (median), and become gray 8x8: to keep more, set data.channels=3 and",
-        ),
         ("RGB", (10, 10), {}, "become gray 8x8: to keep more, set data.channels=3."),
         ("RGB", (500, 333), {"channels": 3}, "become colour 8x8: to keep more, set a larger data.image_size."),
         ("L", (10, 10), {}, None),
