@@ -139,7 +139,7 @@ def _command(job: KubernetesJob, recipe: list[str], arguments: list[str]) -> lis
 
 
 def _environment(job: KubernetesJob, recipe: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the recipe's variables, with the values of this job."""
+    """Return the recipe's variables, with the values of this job: numbers and a host, so no `$` needs doubling."""
     values = {
         "WORLD_SIZE": job.nodes,
         "MASTER_ADDR": _first_host(job),
