@@ -1,4 +1,4 @@
-"""Writes the batch script with which Slurm trains: ranks straight under srun, signals, requeue, resume."""
+"""Fills in the batch script with which Slurm trains, and submits it."""
 
 from __future__ import annotations
 
@@ -6,66 +6,16 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mnist_dist.errors import ConfigError
 from mnist_dist.errors.shell import join, quote
+from mnist_dist.launch.engines import recipes
 
 TIME = re.compile(r"\d+(:\d{1,2}){0,2}|\d+-\d{1,2}(:\d{1,2}){0,2}", re.ASCII)
 NAME = re.compile(r"[A-Za-z0-9_.,:@+%-]{1,128}")
 """What stands in a line that begins with #SBATCH as it is."""
-
-SCRIPT = r"""#!/usr/bin/env bash
-# Trains under Slurm: one task a process, ranks straight under srun.
-#
-#   {how}
-#
-# Before the time limit, and on preemption with SIGUSR2, the run saves and stops; the job goes back into the queue and
-# resumes. A job that loses a machine is requeued by Slurm and resumes too. Logs are appended to one file.
-{directives}
-#SBATCH --requeue
-#SBATCH --open-mode=append
-set -euo pipefail
-
-TRAIN=({train})
-RESULT={result}
-PYTHON=({python})
-
-# The ranks meet on the first machine of the allocation, at the address under which Slurm knows it.
-HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)  # reads all: no SIGPIPE
-MASTER_ADDR=$(scontrol -o show node "$HEAD" | sed 's/.* NodeAddr=\([^ ]*\).*/\1/')
-export MASTER_ADDR MASTER_PORT=$((20000 + (SLURM_JOB_ID + ${{SLURM_RESTART_COUNT:-0}}) % 20000))
-# A group of another size than this is refused: no silent run of one process.
-export MNIST_DIST_WORLD_SIZE=$((SLURM_JOB_NUM_NODES * SLURM_NTASKS_PER_NODE))
-export OMP_NUM_THREADS=${{SLURM_CPUS_PER_TASK:-1}}
-{cpu}
-
-# Each rank gets its place in the variables that torchrun would set. A rank that dies ends the others.
-srun --ntasks="$MNIST_DIST_WORLD_SIZE" --ntasks-per-node="$SLURM_NTASKS_PER_NODE" --cpus-per-task="$OMP_NUM_THREADS" \
-  {bind}--kill-on-bad-exit=1 --wait=60 bash -c '
-    export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID
-    export WORLD_SIZE=$SLURM_NTASKS LOCAL_WORLD_SIZE=$SLURM_NTASKS_PER_NODE
-    exec "$@"' rank "${{PYTHON[@]}}" "${{TRAIN[@]}}" &
-STEP=$!
-
-# The signal reaches this script alone: pass it on to the ranks, and remember it.
-WARNED=''
-trap 'WARNED=yes TRAPPED=yes; kill -USR2 $STEP' USR2
-trap 'TRAPPED=yes; kill -TERM $STEP' TERM
-TRAPPED=yes
-while [ -n "$TRAPPED" ]; do  # a trap interrupts the wait
-  TRAPPED='' CODE=0
-  wait $STEP || CODE=$?
-done
-
-# Again only where the run says that it was stopped, or was stopped before it had begun (140), and not after scancel.
-if [ -n "$WARNED" ] && {{ [ $CODE = 140 ] || grep -qs '"status": "stopped"' "$RESULT"; }}; then
-  echo "stopped before the time was over: back into the queue"
-  scontrol requeue "$SLURM_JOB_ID"
-  sleep 60  # Slurm ends this script
-fi
-exit "$CODE"
-"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,35 +52,44 @@ class SlurmJob:
                 raise ConfigError(f"{option} is {value!r}: give up to 128 letters, digits and any of _ . , : @ + % -")
 
 
-def render(job: SlurmJob, *, how: str = "sbatch SCRIPT") -> str:
-    """Write the batch script of a job.
-
-    Args:
-        job: What to run.
-        how: How the script is submitted, for its head.
-    """
+def render(job: SlurmJob) -> str:
+    """Return the batch script of a job: the recipe launch/slurm/train.sbatch with its fields filled in."""
     directives = {
         "job-name": job.name,
-        "partition": job.partition,
         "nodes": job.nodes,
         "ntasks-per-node": job.processes_per_node,
         "cpus-per-task": job.cpus_per_process,
-        "gpus-per-node": job.gpus_per_node or None,
+        "gpus-per-node": job.gpus_per_node,
         "time": job.time,
         "signal": f"B:USR2@{job.warning_seconds}",
-        "output": "slurm-%j.out",
     }
-    # Without binding, whatever the site's default is: NCCL's direct links need the other ranks' GPUs in sight.
-    has_gpus = job.gpus_per_node > 0
-    return SCRIPT.format(
-        how=how,
-        directives="\n".join(f"#SBATCH --{name}={value}" for name, value in directives.items() if value is not None),
-        train=join(job.command),
-        python=join(job.python),
-        cpu="# A GPU each: local rank i takes GPU i." if has_gpus else "export ACCELERATE_USE_CPU=true",
-        bind="--gpu-bind=none " if has_gpus else "",
-        result=quote(f"{job.run}/result.json"),
-    )
+    fields = {f"#SBATCH --{name}=": [f"#SBATCH --{name}={value}"] for name, value in directives.items()}
+    if job.partition is not None:
+        fields["#SBATCH --job-name="].append(f"#SBATCH --partition={job.partition}")
+    fields |= {
+        "#   edit ": ["#   sbatch SCRIPT"],
+        "TRAIN=": [f"TRAIN=({join(job.command)})"],
+        "RESULT=": [f"RESULT={quote(f'{job.run}/result.json')}"],
+        "PYTHON=": [f"PYTHON=({join(job.python)})"],
+    }
+    recipe = (recipes() / "slurm" / "train.sbatch").read_text(encoding="utf-8")
+    if job.gpus_per_node == 0:
+        assert recipe.count("--gpu-bind=none ") == 1, "train.sbatch needs --gpu-bind=none once"
+        recipe = recipe.replace("--gpu-bind=none ", "")
+        fields |= {"#SBATCH --gpus-per-node=": [], "# A GPU each": ["export ACCELERATE_USE_CPU=true"]}
+    return "".join(f"{line}\n" for line in _fill(recipe.splitlines(), fields))
+
+
+def _fill(recipe: list[str], fields: dict[str, list[str]]) -> Iterator[str]:
+    """Yield the lines of a recipe; those of a field replace the line that begins with its key.
+
+    One pass over the recipe: a line that was filled in is never taken for one of the recipe's.
+    """
+    for beginning in fields:
+        count = sum(line.startswith(beginning) for line in recipe)
+        assert count == 1, f"train.sbatch has {count} lines that begin with {beginning!r}: it needs one"
+    for line in recipe:
+        yield from next((lines for beginning, lines in fields.items() if line.startswith(beginning)), [line])
 
 
 def submit(script: str) -> str:

@@ -20,6 +20,13 @@ def test_a_wheel_carries_presets_recipes_and_digits(tmp_path):
         ended = subprocess.run([*command, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert ended.returncode == 0, ended.stderr
         assert "quick" in ended.stdout
+    train = ["--dry-run", "--", "train", "--run", "/runs/a"]
+    for words in (["slurm"], ["kubernetes", "--image", "i", "--run-claim", "r"]):
+        ended = subprocess.run(
+            [*command, "launch", *words, *train], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert ended.returncode == 0, ended.stderr
+        assert "/runs/a" in ended.stdout
     package = tmp_path / "site" / "mnist_dist"
     assert (package / "configs" / "baseline.yaml").is_file()
     recipes = {path.relative_to(ROOT / "launch") for path in (ROOT / "launch").rglob("*") if path.is_file()}

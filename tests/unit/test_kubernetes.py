@@ -1,6 +1,7 @@
-"""Manifests for Kubernetes: valid offline, down to each key, and equal to the recipes."""
+"""Manifests for Kubernetes: valid offline, down to each key, and made from the recipes."""
 
 import copy
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 import yaml
 from kubeflow_trainer_api.models.trainer_v1alpha1_train_job import TrainerV1alpha1TrainJob
 
-from mnist_dist.errors import ConfigError
+from mnist_dist.errors import CheckpointError, ConfigError, DataError, DeviceMemoryError, NonFiniteError, StorageError
+from mnist_dist.launch.engines import FORWARDED_SIGNALS
 from mnist_dist.launch.kubernetes import KubernetesJob, render
 
 RECIPES = Path(__file__).parents[2] / "launch" / "kubernetes"
@@ -85,10 +87,11 @@ def test_a_mistyped_key_is_found_by_the_validation(job, path, wrong):
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_a_recipe_is_what_is_rendered_below_a_comment(name):
+def test_a_recipe_filled_in_with_its_own_values_is_the_recipe(name):
     text, rendered = (RECIPES / name).read_text(encoding="utf-8"), render(EXAMPLES[name])
-    assert text.endswith(rendered), "render() and the recipe have come apart: put its text below the recipe's comment"
-    assert all(line.startswith("#") for line in text.removesuffix(rendered).splitlines())
+    assert list(yaml.safe_load_all(text)) == list(yaml.safe_load_all(rendered))
+    usage, line, _ = rendered.partition("---\n")
+    assert text.partition(line)[0].endswith(usage), "_usage() and the recipe's comment have come apart"
 
 
 def test_all_manifests_have_an_example():
@@ -136,8 +139,19 @@ def test_exit_codes_decide_only_where_they_come_through():
             for rule in the_job(job)["spec"]["podFailurePolicy"]["rules"]
         ]
 
-    assert rules(CPUS) == [("FailJob", 2, 3, 4, 5, 6, 8), ("Ignore", 129, 130, 140, 143), ("Ignore",)]
+    final = (ConfigError, DataError, CheckpointError, StorageError, NonFiniteError, DeviceMemoryError)
+    stopped = (signal.SIGHUP, signal.SIGINT, signal.SIGUSR2, signal.SIGTERM)
+    assert rules(CPUS) == [
+        ("FailJob", *(error.exit_code for error in final)),
+        ("Ignore", *(128 + number for number in stopped)),
+        ("Ignore",),
+    ]
     assert rules(GPUS) == [("Ignore",)]
+
+
+@pytest.mark.parametrize("job", [GPUS, EXAMPLES["trainjob.yaml"]])
+def test_torchrun_passes_on_the_same_signals_as_elsewhere(job):
+    assert variables(job)["PET_SIGNALS_TO_HANDLE"] == FORWARDED_SIGNALS
 
 
 def test_resources_are_requested_as_they_are_limited():
@@ -171,35 +185,35 @@ def test_a_command_is_completed_with_what_a_pod_needs(command, expected):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "MNIST_1"}, "name is 'MNIST_1': Kubernetes needs"),
-        ({"name": "1st"}, "name is '1st'"),
+        ({"name": "MNIST_1"}, "--name is 'MNIST_1': Kubernetes needs"),
+        ({"name": "1st"}, "--name is '1st'"),
         ({"name": "m" * 41}, "up to 40 lower-case letters"),
-        ({"image": ""}, "image is ''"),
-        ({"image": "my image"}, "image is 'my image'"),
-        ({"run_claim": "my_runs"}, "run_claim is 'my_runs': name a PersistentVolumeClaim"),
-        ({"data_claim": "-data"}, "data_claim is '-data'"),
-        ({"nodes": 0}, "nodes is 0: give at least 1"),
-        ({"processes_per_node": 0}, "processes_per_node is 0"),
-        ({"cpus": 0}, "cpus is 0"),
-        ({"gpus_per_node": -1}, "gpus_per_node is -1"),
-        ({"gpus_per_node": 1, "processes_per_node": 2}, "processes_per_node is 2, but gpus_per_node is 1"),
-        ({"memory": "8"}, "memory is '8': write a number with its unit"),
-        ({"memory": "8GB"}, "memory is '8GB'"),
-        ({"max_restarts": -1}, "max_restarts is -1"),
-        ({"max_restarts": 3, "kind": "trainjob"}, "max_restarts is 3, but a TrainJob"),
-        ({"command": ()}, "command is '': begin it with train"),
-        ({"command": ("evaluate", "/runs/a")}, "command is 'evaluate /runs/a': begin it with train"),
-        ({"command": ("train", "--processes", "4")}, "command has --processes"),
-        ({"command": ("train", "-n4")}, "command has --processes"),
-        ({"command": ("train", "--run")}, "command ends with --run-dir: write its value"),
+        ({"image": ""}, "--image is ''"),
+        ({"image": "my image"}, "--image is 'my image'"),
+        ({"run_claim": "my_runs"}, "--run-claim is 'my_runs': name a PersistentVolumeClaim"),
+        ({"data_claim": "-data"}, "--data-claim is '-data'"),
+        ({"nodes": 0}, "--nodes is 0: give at least 1"),
+        ({"processes_per_node": 0}, "--processes-per-node is 0"),
+        ({"cpus": 0}, "--cpus is 0"),
+        ({"gpus_per_node": -1}, "--gpus-per-node is -1"),
+        ({"gpus_per_node": 1, "processes_per_node": 2}, "--processes-per-node is 2, but --gpus-per-node is 1"),
+        ({"memory": "8"}, "--memory is '8': write a number with its unit"),
+        ({"memory": "8GB"}, "--memory is '8GB'"),
+        ({"max_restarts": -1}, "--max-restarts is -1"),
+        ({"max_restarts": 3, "kind": "trainjob"}, "--max-restarts is 3, but a TrainJob"),
+        ({"command": ()}, "The command is '': begin it with train"),
+        ({"command": ("evaluate", "/runs/a")}, "The command is 'evaluate /runs/a': begin it with train"),
+        ({"command": ("train", "--processes", "4")}, "The command has --processes"),
+        ({"command": ("train", "-n4")}, "The command has --processes"),
+        ({"command": ("train", "--run")}, "The command ends with --run-dir: write its value"),
         ({"command": ("train", "--run", "runs/a")}, "--run-dir runs/a, which is lost with its pod"),
         ({"command": ("train", "--run", "/runs")}, "--run-dir /runs, which is lost with its pod"),
         ({"command": ("train", "--run", "/runs/../a")}, "--run-dir /runs/../a, which is lost"),
-        ({"command": ("train", "--data", "Dataset")}, "--data Dataset, but data_claim is mounted at /data"),
+        ({"command": ("train", "--data", "Dataset")}, "--data Dataset, but --data-claim is mounted at /data"),
         ({"command": ("train", "--data", "/data"), "data_claim": None}, "--data /data, but nothing is mounted there"),
     ],
 )
-def test_a_mistake_is_refused_with_its_field_its_value_and_a_remedy(changes, message):
+def test_a_mistake_is_refused_with_its_option_its_value_and_a_remedy(changes, message):
     with pytest.raises(ConfigError) as raised:
         render(replace(CPUS, **changes))
     assert message in str(raised.value)

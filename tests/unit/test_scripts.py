@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from mnist_dist.errors import ConfigError, typed
 from mnist_dist.errors.shell import join, quote
-from mnist_dist.launch.engines import Cluster, torchrun
+from mnist_dist.launch import slurm
+from mnist_dist.launch.engines import Cluster, recipes, torchrun
 from mnist_dist.launch.kubernetes import KubernetesJob, render
 from mnist_dist.launch.slurm import SlurmJob
 from mnist_dist.launch.slurm import render as render_script
@@ -31,6 +32,7 @@ ODD = [
     "\\n\n$'",
     "Käse\u2028\x85ende",
     "a\u00a0b\u200bc\u3164'\\",
+    "\\g<0>\\1 {how} %s\nTRAIN=(",
     "",
 ]
 
@@ -63,6 +65,17 @@ def test_no_word_of_a_command_becomes_a_line_of_a_batch_script(word):
         line for line in plain.splitlines() if line.startswith("#SBATCH")
     ]
     assert f"RESULT={quote(f'{word}/result.json')}\n" in script
+
+
+@pytest.mark.parametrize("line", ["PYTHON=(python -P -m mnist_dist)\n", "#SBATCH --nodes=2\n", "--gpu-bind=none "])
+@pytest.mark.parametrize("times", [0, 2])
+def test_a_batch_script_without_a_line_that_is_filled_in_is_noticed(monkeypatch, tmp_path, line, times):
+    text = (recipes() / "slurm" / "train.sbatch").read_text()
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm" / "train.sbatch").write_text(text.replace(line, line * times))
+    monkeypatch.setattr(slurm, "recipes", lambda: tmp_path)
+    with pytest.raises(AssertionError, match="needs"):
+        render_script(SlurmJob(command=("train",), run="r"))
 
 
 @pytest.mark.parametrize("field", ["name", "partition", "time"])
