@@ -8,10 +8,17 @@ import sys
 from pathlib import Path
 
 from mnist_dist.cli import streams
-from mnist_dist.errors import STORAGE, ConfigError, DeviceMemoryError, MnistDistError, StoppedError, storage_error
+from mnist_dist.errors import (
+    STORAGE,
+    ConfigError,
+    DeviceMemoryError,
+    MnistDistError,
+    StoppedError,
+    memory,
+    storage_error,
+)
 from mnist_dist.group import signals
 from mnist_dist.group.place import PLACE, GroupFolder, group_folder_of, worker_of
-from mnist_dist.machine import memory
 from mnist_dist.observe.names import message_of
 from mnist_dist.observe.output import make_visible
 

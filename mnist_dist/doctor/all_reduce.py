@@ -12,9 +12,8 @@ from typing import Literal
 import torch
 
 from mnist_dist.doctor.finding import first_line
-from mnist_dist.errors import ConfigError, WorkerError
+from mnist_dist.errors import ConfigError, WorkerError, memory
 from mnist_dist.group import heartbeat
-from mnist_dist.machine import memory
 from mnist_dist.runtime import start
 
 FLOATS = 2**18

@@ -19,12 +19,11 @@ from mnist_dist.config import Config, Resolved, all_keys, flatten
 from mnist_dist.data import Dataset, Sampler, open_dataset
 from mnist_dist.data.batches import Batches, Gather
 from mnist_dist.data.residency import bytes_of, choose_residency
-from mnist_dist.errors import DeviceMemoryError, NonFiniteError, StoppedError, typed
+from mnist_dist.errors import DeviceMemoryError, NonFiniteError, StoppedError, memory, typed
 from mnist_dist.fast.optimizer_step import Stepper
 from mnist_dist.group import signals
 from mnist_dist.group.place import group_folder_of
 from mnist_dist.group.threads import Chosen, Cpus, Crowding, choose, crowded_by_itself, others_since_prepare
-from mnist_dist.machine import memory
 from mnist_dist.models import build_model, count_parameters
 from mnist_dist.observe import Observers
 from mnist_dist.observe.build import Watched

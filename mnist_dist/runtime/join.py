@@ -21,10 +21,10 @@ from accelerate.utils import DistributedDataParallelKwargs
 
 from mnist_dist import errors
 from mnist_dist.config.schema import Device, Precision
-from mnist_dist.errors import ConfigError
+from mnist_dist.errors import ConfigError, memory
 from mnist_dist.group import foreign, signals
 from mnist_dist.group.place import PLACE, Worker, group_folder_of, timeout_of, worker_of
-from mnist_dist.machine import memory, route_to
+from mnist_dist.machine import route_to
 from mnist_dist.runtime import cards
 from mnist_dist.runtime.device import choose_device, choose_precision, gpu_of
 from mnist_dist.runtime.rank import Runtime, replaced

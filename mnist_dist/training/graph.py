@@ -21,9 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mnist_dist.errors import ConfigError
+from mnist_dist.errors import ConfigError, memory
 from mnist_dist.keyed import dropout_seed
-from mnist_dist.machine import memory
 from mnist_dist.training.parts import Parts
 from mnist_dist.training.reduction import learn
 

@@ -12,8 +12,7 @@ from torch.distributed import DistBackendError
 
 from mnist_dist.cli import _as_ours
 from mnist_dist.config import load
-from mnist_dist.errors import DeviceMemoryError
-from mnist_dist.machine import memory
+from mnist_dist.errors import DeviceMemoryError, memory
 from mnist_dist.run.build import _out_of_memory
 from mnist_dist.runtime.join import _is_lost_peer
 
