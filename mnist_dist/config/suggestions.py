@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from mnist_dist.config.schema import Augmentation
+
 CLOSE = 0.75
 """How alike two words must be, as difflib counts, to be taken for a slip of the fingers."""
 CLOSE_OF_FEW = 0.6
@@ -18,10 +20,7 @@ _WEIGHTS = "A network starts from random weights; --init-from RUN starts from th
 _STOPPING = "There is no early stopping: the best checkpoint is kept where there are validation images"
 _ORDER = "Every epoch is shuffled from train.seed, and no batch is short"
 _ACCUMULATION = "The global batch is divided into micro-batches: set train.micro_batch"
-_AUGMENT = (
-    "Augmentation has data.augment.rotation_degrees, shift_pixels, scale, horizontal_flip, vertical_flip, brightness, "
-    "contrast, saturation and erase"
-)
+_AUGMENT = f"Augmentation has data.augment.{', '.join(Augmentation.model_fields)}"
 _WATCH = "Every run writes metrics.jsonl and TensorBoard's files, and `mnist-dist monitor` shows them"
 _CLASSES = "The classes are the folders below train"
 _BACKEND = "The device decides on the backend: see train.device"

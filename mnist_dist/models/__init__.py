@@ -13,6 +13,7 @@ __all__ = ["CATALOGUE", "FastCNN", "LargeCNN", "Network", "SmallCNN", "build_mod
 
 def __getattr__(name: str) -> Any:
     """Import a network's class (PEP 562)."""
-    if name not in __all__:
+    module = next((row.module for row in CATALOGUE.values() if row.class_name == name), None)
+    if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("mnist_dist.models.cnn"), name)
+    return getattr(import_module(module), name)

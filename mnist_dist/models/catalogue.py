@@ -23,10 +23,20 @@ class Network:
     summary: str
     """In a few words, for `config show` and error messages."""
     smallest: int
-    """The smallest `data.image_size` that it takes, in pixels."""
+    """The smallest `data.image_size` that it takes, in pixels; configs start at 8."""
     multiply_adds: Callable[[int, int], int] | None = None
     """Multiplications with additions of a forward pass over one image, of (channels, image size). The last layer,
     which depends on the number of classes, is left out. `None`: unknown. Used to choose CPU threads."""
+
+    @property
+    def module(self) -> str:
+        """The module of the class."""
+        return self.cls.partition(":")[0]
+
+    @property
+    def class_name(self) -> str:
+        """The name of the class in its module."""
+        return self.cls.partition(":")[2]
 
 
 def _small_cnn(channels: int, size: int) -> int:
@@ -81,8 +91,8 @@ def build_model(name: str, *, classes: int, channels: int, image_size: int, drop
     Returns:
         A module that maps `(B, C, H, W)` floats to `(B, K)` logits.
     """
-    module, _, cls = CATALOGUE[name].cls.partition(":")
-    model: nn.Module = getattr(import_module(module), cls)(
+    row = CATALOGUE[name]
+    model: nn.Module = getattr(import_module(row.module), row.class_name)(
         classes=classes, channels=channels, image_size=image_size, dropout=dropout
     )
     return model

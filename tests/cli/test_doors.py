@@ -30,7 +30,8 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Score `(B, C, H, W)` images as `(B, K)` logits."""
-        return self.layer(x.flatten(1))
+        logits: Tensor = self.layer(x.flatten(1))
+        return logits
 '''
 WATCHER = '''"""Writes the number of each finished epoch to a file."""
 
@@ -106,7 +107,7 @@ def package(tmp_path):
 def test_a_network_an_augmentation_a_figure_and_a_watcher_are_a_few_lines_each(package):
     # A network: its class, and one row of the catalogue.
     package.add("mnist_dist/models/linear.py", NETWORK)
-    row = '    "linear": Network(cls="mnist_dist.models.linear:Linear", summary="one layer", smallest=1),\n'
+    row = '    "linear": Network(cls="mnist_dist.models.linear:Linear", summary="one layer", smallest=8),\n'
     package.insert("mnist_dist/models/catalogue.py", "}\n\n\ndef build_model(", row)
     assert len(package.touched) == 2
 

@@ -9,10 +9,9 @@ from mnist_dist.config.schema import Augmentation
 from mnist_dist.data import augment
 from mnist_dist.data.augment import GEOMETRY, VALUES, Augment
 
-EVERYTHING = Augmentation(
-    rotation_degrees=15, shift_pixels=3, scale=0.2, horizontal_flip=0.5, vertical_flip=0.5, brightness=0.4,
-    contrast=0.4, saturation=0.4, erase=0.5,
-)  # fmt: skip
+LIMITS = {name: next(limit.le for limit in field.metadata if hasattr(limit, "le"))
+          for name, field in Augmentation.model_fields.items()}  # fmt: skip
+EVERYTHING = Augmentation(**{name: min(3, 0.4 * most) for name, most in LIMITS.items()})
 IMAGES = np.arange(64)
 EPOCHS = np.arange(64) // 16
 PIXELS = torch.randint(0, 256, (64, 3, 24, 24), generator=torch.Generator().manual_seed(0)).float()

@@ -19,7 +19,7 @@ def config(*settings):
     return load(None, tuple(map(parse_setting, settings))).config
 
 
-@pytest.mark.parametrize("name", CATALOGUE)
+@pytest.mark.parametrize("name", [name for name, row in CATALOGUE.items() if row.multiply_adds])
 @pytest.mark.parametrize(("channels", "size"), [(1, 28), (3, 64)])
 def test_the_estimated_work_of_a_network_is_what_torch_counts(name, channels, size):
     with torch.device("meta"):
