@@ -24,7 +24,7 @@ def test_check_lists_every_bad_file_and_all_that_is_passed_over_at_once(tmp_path
     assert [line.split("  ")[0] for line in bad] == ["gone.png", "pipe.png", "cut.png", "empty.png"]
     ignored = [line for line in lines if line.startswith("ignored")]
     assert [reason for line in ignored for reason in line.split("  (")[1:]] == [
-        "call it val to validate on it)",
+        "beside train, val and test)",
         "not an image by its ending)",
         "beside the class folders)",
     ]

@@ -34,7 +34,7 @@ def decoded(tmp_path):
 def refusal(decoded, content, *, size=8, **options):
     verdicts = set()
     for channels in (1, 3):
-        with pytest.raises(UnreadableError, match=r"picture\.png cannot be read as an image") as raised:
+        with pytest.raises(UnreadableError, match=r"image\.png cannot be read as an image") as raised:
             decoded(content, size, channels, **options)
         verdicts.add(raised.value.reason)
     assert len(verdicts) == 1

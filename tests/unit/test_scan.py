@@ -101,8 +101,8 @@ def remove(path):
         (lambda root: (root / "test").rename(root / "Test images"), "Is .*Test images meant"),
         (lambda root: (root / "train" / "class-2").rename(root / "other"), "1 folder is missing: .*train/class-2"),
         (lambda root: (root / "train" / "class-1").rename(root / "other"), "missing: .*train/class-1"),
-        (lambda root: remove(root / "test" / "class-0"), "1 class folder has no images: .*test/class-0"),
-        (lambda root: (root / "train" / "new").mkdir(), "missing: .*test/new"),
+        (lambda root: remove(root / "train" / "class-0"), "1 class folder has no images: .*train/class-0"),
+        (lambda root: (root / "train" / "new").mkdir(), "has no images: .*train/new"),
     ],
 )
 def test_a_folder_that_cannot_be_used_is_named(tmp_path, folder_of, damage, message):
