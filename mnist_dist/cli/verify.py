@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 Record = dict[str, "np.ndarray"]
 
+FIGURES = ("loss", "gradients", "weights", "metrics")
+"""What is compared, in the order of the table."""
+
 
 def verify(
     config: flags.Config = None,
@@ -98,9 +101,9 @@ def _print_table(rows: dict[int, dict[str, float]], resolved: Resolved, steps: i
 
     options = resolved.config.train
     console = open_console(tables=True)
-    table = Table("processes", "loss", "gradients", "weights", "metrics")
-    for count, row in rows.items():
-        table.add_row(str(count), *("identical" if not value else f"{value:.1e}" for value in row.values()))
+    table = Table("processes", *FIGURES)
+    for count, row in rows.items():  # a row's own order is that of a file
+        table.add_row(str(count), *("identical" if not row[name] else f"{row[name]:.1e}" for name in FIGURES))
     pieces = options.global_batch // (options.micro_batch or options.global_batch)
     console.print(f"{options.reduction}, {steps} steps, {pieces} micro-batches of {options.micro_batch} in each")
     console.print("Largest differences from one process:")
