@@ -32,7 +32,7 @@ def test_a_failure_of_rank_0_is_every_ranks_failure(on_ranks):
 
 def test_ranks_with_other_data_are_named_on_every_rank(on_ranks):
     for rank, message in enumerate(on_ranks(3, "disagreeing")):
-        assert "not have the same data: rank 2 differs from rank 0" in message
+        assert "Ranks disagree on the data: rank 2 differs from rank 0" in message
         assert f"Rank {rank} has {'other' if rank == 2 else 'usual'}" in message
 
 

@@ -104,7 +104,7 @@ def test_ranks_that_a_launcher_binds_to_cpus_of_their_own_do_not_divide_them(tmp
     code = (
         "import os\n"
         "os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[int(os.environ['RANK'])]})\n"
-        "from mnist_dist import threads\n"
+        "from mnist_dist.group import threads\n"
         "from mnist_dist.runtime import start\n"
         "with start(device='cpu', precision='fp32', threads=None) as runtime:\n"
         "    print(threads.Cpus.of_this_rank(runtime.count_same(threads.Cpus.name())))\n"
