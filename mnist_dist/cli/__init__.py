@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def _run() -> int:
-    """Run the command line; a rank that our launcher started leaves word with it, and it speaks for all."""
+    """Run the command line; a rank of our launcher reports its error to it, and it prints one for all."""
     import typer
 
     from mnist_dist.cli import usage
@@ -86,7 +86,7 @@ def _run() -> int:
 
 
 def _own_group() -> GroupFolder | None:
-    """Find the group for which our launcher started this process; None where its variables say nothing sensible."""
+    """Find the group for which our launcher started this process; `None` if its variables are invalid."""
     try:
         return group_folder_of(os.environ) if worker_of(os.environ) is not None else None
     except ConfigError:  # a command that reads them says so
@@ -120,7 +120,7 @@ def _as_ours(error: Exception) -> Exception:
 
         return usage.explain(error)
     if isinstance(error, BrokenPipeError):  # the reader of `mnist-dist ... | head` has gone
-        return StoppedError("Nobody reads the output any longer.", SIGPIPE)
+        return StoppedError("The program that read the output has ended.", SIGPIPE)
     if (refusal := memory.refusal_of(error)) is not None:
         return DeviceMemoryError(memory.WORDS[refusal])
     if isinstance(error, OSError):

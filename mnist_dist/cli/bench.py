@@ -35,7 +35,7 @@ def bench(
             "-n",
             least=1,
             most=flags.MOST_PROCESSES,
-            help="Measure 1, 2, 4, ... up to so many.",
+            help="Measure 1, 2, 4, ... up to N processes.",
             show_default="all GPUs, or 2",
         ),
     ] = None,
@@ -50,7 +50,7 @@ def bench(
     as_json: flags.Json = False,
     output: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Measure speed and scaling, see where a step's time goes. One thing is suggested."""
+    """Measure speed, scaling and where a step's time goes, and suggest one change."""
     from mnist_dist.cli.train import QUICK, resolve
     from mnist_dist.launch.own import own_output, this_worker
 

@@ -121,7 +121,7 @@ def _run(device: str, *, ranks: int) -> str:
         code = run_local(replace(group, start_seconds=START_SECONDS))
         if code:
             number = code - 128
-            raise StoppedError(f"Stopped by {name_of(number)} before all was looked at.", number)
+            raise StoppedError(f"Stopped by {name_of(number)} before every check was done.", number)
         return file.read_text(encoding="utf-8")
 
 

@@ -107,7 +107,7 @@ MaxRestarts = Annotated[
     whole(
         least=0,
         most=1_000_000,
-        help="How often failed processes are started again without a new checkpoint in between.",
+        help="Most restarts in a row without a new checkpoint.",
     ),
 ]
 Device = Annotated[

@@ -165,7 +165,7 @@ def slurm(
     cpus_per_process: Annotated[int, flags.whole(least=1, most=MOST_CPUS, help="CPUs of each process.")] = 1,
     time: Annotated[str, typer.Option(help="Time limit: minutes, HH:MM:SS or D-HH:MM:SS.")] = "01:00:00",
     warning_seconds: Annotated[
-        int, flags.whole(least=1, most=65535, help="Seconds before it at which the run saves.")
+        int, flags.whole(least=1, most=65535, help="Seconds before the time limit at which the run saves.")
     ] = 120,
     name: Annotated[str, typer.Option(help="The job's name.")] = "mnist-dist",
     partition: Annotated[str | None, typer.Option(help="The partition.", show_default="the cluster's")] = None,
@@ -270,7 +270,7 @@ def _prepared(command: list[str], *, ranks: int) -> tuple[tuple[str, ...], str]:
     """Check a command for an engine that starts it again after failures.
 
     Returns:
-        Its words, with `--resume` (a restart shall continue) and `--run-dir` (torchrun takes `--run` for its own),
+        Its words, with `--resume` (so that a restart continues) and `--run-dir` (torchrun takes `--run` for its own),
         and the run folder.
 
     Raises:
@@ -293,7 +293,7 @@ def _prepared(command: list[str], *, ranks: int) -> tuple[tuple[str, ...], str]:
         load(run.config).config.train.split_batch(ranks)
         return tuple(command), str(run.path)
     if options["run"] is None:
-        raise ConfigError("train needs --run-dir here: all processes must know the folder, and a restart finds it.")
+        raise ConfigError("train needs --run-dir here: all processes and every restart need the same folder.")
     _check_share(options, ranks=ranks)
     words = [re.sub(r"^--run(?=$|=)", "--run-dir", word) for word in command]
     return (*words, *(() if options["resume_"] else ("--resume",))), str(options["run"])

@@ -28,7 +28,7 @@ def verify(
     processes: Annotated[
         int,
         flags.whole(
-            "--processes", "-n", least=1, most=flags.MOST_PROCESSES, help="Compare 1, 2, 4, ... up to so many."
+            "--processes", "-n", least=1, most=flags.MOST_PROCESSES, help="Compare 1, 2, 4, ... up to N processes."
         ),
     ] = 2,
     steps: Annotated[int, flags.whole(least=1, most=100_000, help="How many steps each takes.")] = 5,
