@@ -72,6 +72,8 @@ def _run() -> int:
             print(raised, file=sys.stderr)
             return ConfigError.exit_code
         error = _as_ours(raised)
+        if signals.leaving() and not isinstance(error, MnistDistError):
+            return 128 + signals.leaving()  # a module whose import the signal interrupted fails in any way
         if group is not None:
             return _leave_word(group, error)
         if not isinstance(error, MnistDistError):

@@ -21,6 +21,7 @@ PATIENCE_SECONDS = 1.0
 
 _installed = False
 _pending = 0
+_leaving = 0
 _deferred = False
 _handled = 0
 """How often `_note` has run."""
@@ -44,6 +45,11 @@ def install() -> None:
 def pending() -> int:
     """Return the number of the signal that has asked for a stop; 0 if none has."""
     return _pending
+
+
+def leaving() -> int:
+    """Return the number of the signal that ends this process; 0 if none. Interrupted imports may fail later."""
+    return _leaving
 
 
 def name_of(number: int) -> str:
@@ -113,9 +119,10 @@ def _listen(reader: socket.socket, came: int, interrupts: int) -> None:
 
 
 def _note(number: int, frame: FrameType | None) -> None:
-    global _pending, _handled, _interrupts
+    global _pending, _handled, _interrupts, _leaving
     _handled += 1
     _interrupts += number == signal.SIGINT
     if not _deferred or _interrupts > 1:
+        _leaving = number
         raise SystemExit(128 + number)
     _pending = _pending or number
