@@ -1,10 +1,12 @@
 """Train an image classifier from a folder of images on any number of processes, with the same result.
 
-import mnist_dist
+Example::
 
-result = mnist_dist.train(mnist_dist.load("quick", {"train.epochs": 2}), run="runs/a")
-with mnist_dist.open_run("runs/a") as network:
-probabilities = network.predict(pixels)  # (B, C, H, W) uint8 to (B, K)
+    import mnist_dist
+
+    result = mnist_dist.train(mnist_dist.load("quick", {"train.epochs": 2}), run="runs/a")
+    with mnist_dist.open_run("runs/a") as network:
+        probabilities = network.predict(pixels)  # (B, C, H, W) uint8 to (B, K)
 """
 
 from importlib import import_module
@@ -20,7 +22,8 @@ __all__ = ["checkpoint", "load", "open_run", "train"]
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is asked for (PEP 562): launchers never import torch."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = import_module("mnist_dist.run.face")  # by name: no room depends on another one through this module
-    return import_module("mnist_dist.run.checkpoint") if name == "checkpoint" else getattr(module, name)
+    if name == "checkpoint":
+        return import_module("mnist_dist.run.checkpoint")
+    if name in __all__:
+        return getattr(import_module("mnist_dist.run.face"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

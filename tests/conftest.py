@@ -32,7 +32,7 @@ os.environ |= [OWNER.split("=")]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let `make test` run all unit tests, besides what is marked quick elsewhere; skip what lacks its GPUs."""
+    """Mark all unit tests as quick, so that `make test` runs them, and skip tests that lack their GPUs."""
     for item in items:
         if "unit" in item.path.parts:
             item.add_marker("quick")

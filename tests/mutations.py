@@ -21,12 +21,12 @@ TYPES = {"u": 1, "i": 2, "f": 3}
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
-    """Make a chunk of a PNG file."""
+    """Return a chunk of a PNG file."""
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
 def png(values: np.ndarray, *, depth: int = 8, colour: int = 0, before: bytes = b"", after: bytes = b"") -> bytes:
-    """Make a PNG file of `(H, W, C)` values, without filters."""
+    """Return a PNG file of `(H, W, C)` values, without filters."""
     height, width, _ = values.shape
     bits = [np.unpackbits(values.astype(">u2").view(np.uint8).reshape(*values.shape, 2), axis=-1)[..., 16 - depth :]]
     lines = np.packbits(bits[0].reshape(height, -1), axis=1)
@@ -46,7 +46,7 @@ def tiff(
     extra: tuple[int, ...] = (),
     tags: dict[int, int | list[int]] | None = None,
 ) -> bytes:
-    """Make a TIFF file of `(H, W, C)` values, in the byte order of their type."""
+    """Return a TIFF file of `(H, W, C)` values, in the byte order of their type."""
     order, kind, bits = values.dtype.byteorder, values.dtype.kind, 8 * values.dtype.itemsize
     order = ">" if order == ">" else "<"
     height, width, samples = values.shape
@@ -94,7 +94,7 @@ def _blocks(part: np.ndarray, rows: int, tile: int | None) -> Iterator[np.ndarra
 
 
 def saved(picture: Image.Image, kind: str, **options: object) -> bytes:
-    """Let Pillow write an image."""
+    """Return an image as Pillow writes it."""
     file = io.BytesIO()
     picture.save(file, kind, **options)
     return file.getvalue()
@@ -126,7 +126,7 @@ def smooth(generator: Generator, mode: str, size: tuple[int, int] = (14, 11)) ->
 
 
 def pictures(generator: Generator) -> dict[str, bytes]:
-    """Make whole images, by name; each name ends in an ending that data sets have."""
+    """Return whole images by name; each name ends in an ending that data sets have."""
     made = {}
     turned = Image.Exif()
     turned[274] = 6
@@ -294,7 +294,7 @@ def chunks_of(content: bytes) -> list[tuple[bytes, bytes]]:
 
 
 def checksums_are_right(content: bytes) -> bool:
-    """Tell whether a PNG file is made of chunks with right checksums, up to its end chunk."""
+    """Return whether all chunks of a PNG file, up to its end chunk, have the right checksums."""
     at = len(SIGNATURE)
     while at + 12 <= len(content):
         length, kind = struct.unpack_from(">I4s", content, at)

@@ -49,20 +49,20 @@ class Stopwatch(Observer):
         self.window = Window()
 
     def batch_wanted(self) -> None:
-        """Note that the loop asks for a micro-batch."""
+        """Time the moment at which the loop asks for a micro-batch."""
         now = self._now()
         if self._since:
             self.window.compute += now - self._since
         self._since = now
 
     def batch_there(self) -> None:
-        """Note that the loop gets its micro-batch."""
+        """Time the moment at which the loop gets its micro-batch."""
         now = self._now()
         self.window.input += now - self._since
         self._since = now
 
     def progress(self, step: int) -> None:
-        """Note that the weights are updated."""
+        """Time the moment at which the weights are updated."""
         self.window.compute += self._now() - self._since
         self._since = 0.0
 

@@ -10,7 +10,7 @@ _SECTIONS = ("data:", "model:", "optimizer:", "schedule:", "train:", "checkpoint
 
 
 def seal(text: str) -> bytes:
-    """Put a config's hash in front of it."""
+    """Return a config with its hash in front."""
     content = text.encode("utf-8", "surrogateescape")
     return f"# SHA-256 of the lines below: {hashlib.sha256(content).hexdigest()}\n".encode() + content
 

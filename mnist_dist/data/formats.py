@@ -263,7 +263,7 @@ def _open_tiff(file: BinaryIO, most: int) -> tuple[ImageFile.ImageFile, Convert]
 def _to_8_bits(
     rows: Image.Image, *, white: int = 65535, inverted: bool = False, transparent: int | None = None
 ) -> Image.Image:
-    """Make 8-bit gray or colour, without transparency, of a loaded image or of some of its rows.
+    """Convert a loaded image, or some of its rows, to 8-bit gray or colour without transparency.
 
     Args:
         rows: Of any mode.

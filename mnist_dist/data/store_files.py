@@ -186,7 +186,7 @@ def in_memory(images: NDArray[np.uint8], labels: NDArray[np.int64], files: Seque
 
 
 def from_arrays(classes: tuple[str, ...], splits: dict[str, StoredSplit], state: str) -> Store:
-    """Make a store of splits in memory; its identity is that of the same images on disk."""
+    """Build a store from splits in memory; its identity is that of the same images on disk."""
     digest = identity(classes)
     for split in splits.values():
         digest.update(np.ascontiguousarray(split.images).data)

@@ -62,7 +62,7 @@ def name_of(number: int) -> str:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Note signals instead of ending the process, for as long as the context lasts."""
+    """Record signals instead of ending the process, for as long as the context lasts."""
     global _deferred
     _deferred = True
     try:

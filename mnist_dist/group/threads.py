@@ -202,7 +202,7 @@ class Crowding:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave out a time that is not training, in which ranks do different work."""
+        """Pause the measurement while the run does not train, as in an evaluation or a checkpoint."""
         self._end_span()
         yield
         self._begin_span()

@@ -103,7 +103,7 @@ def render(job: KubernetesJob) -> str:
 
 
 def apply(manifest: str) -> str:
-    """Hand a manifest to the cluster that kubectl is set up for.
+    """Submit a manifest to the cluster that kubectl is set up for.
 
     Returns:
         What kubectl says.

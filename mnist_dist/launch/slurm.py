@@ -93,7 +93,7 @@ def _fill(recipe: list[str], fields: dict[str, list[str]]) -> Iterator[str]:
 
 
 def submit(script: str) -> str:
-    """Hand a script to Slurm.
+    """Submit a script to Slurm.
 
     Returns:
         What sbatch says: the number of the job.

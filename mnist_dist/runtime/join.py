@@ -164,7 +164,7 @@ def _with(variables: dict[str, str]) -> Iterator[None]:
 
 
 def _leave_group() -> None:
-    """Leave the group in which this process is, if there is one; waits for what the devices still reduce."""
+    """Leave this process's group, if it is in one. Waits until the devices have finished their reductions."""
     global _joined
     if _joined is not None and torch.distributed.is_initialized():
         _left.append(_joined)
@@ -185,7 +185,7 @@ def _end_threads() -> None:
 
 @atexit.register
 def _end() -> None:
-    """Leave the group of a run that failed inside another program, unless NCCL might hang."""
+    """Leave the group of a run that failed in a program of the user's; not NCCL's, which could hang."""
     if torch.distributed.is_initialized() and "nccl" not in torch.distributed.get_backend_config():
         _leave_group()
     _end_threads()

@@ -52,7 +52,7 @@ def scoring(*, sizes: list[int], batch: int) -> list[dict]:
 
 
 def tf32_settings() -> list:
-    """Tell where TF32 is on, on ranks of which one came with other settings."""
+    """Return the TF32 settings of a rank; rank 1 starts with others."""
     backends = torch.backends
     if os.environ["RANK"] == "1":
         backends.fp32_precision = "tf32"

@@ -91,7 +91,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Watched]
 
 @pytest.fixture
 def heading(pytestconfig: pytest.Config) -> Callable[[str], None]:
-    """Say above the table what was measured on."""
+    """Return the heading of the table: the GPUs that were measured."""
     lines = pytestconfig.stash.setdefault(HEADINGS, {})
     return lambda line: lines.setdefault(line)
 
@@ -126,5 +126,5 @@ def _aligned(rows: list[tuple[str, ...]]) -> Iterator[str]:
 
 @pytest.fixture
 def script() -> Callable[[str], list[object]]:
-    """Give the words that start a script of this folder."""
+    """Return the words that start a script of this folder."""
     return lambda name: [sys.executable, Path(__file__).with_name(name)]

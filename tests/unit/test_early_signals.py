@@ -37,3 +37,26 @@ def test_an_interrupt_waits_until_a_rank_of_ours_handles_it(tmp_path):
 def test_the_second_interrupt_ends_a_process_whatever_came_besides(numbers, code):
     ended = subprocess.run([sys.executable, "-c", INTERRUPTED.format(numbers=numbers)], capture_output=True, timeout=30)
     assert (ended.returncode, b"goes on" in ended.stdout) == (code, code == 0)
+
+
+@pytest.mark.parametrize("caught", [True, False])
+def test_a_signal_that_breaks_an_import_ends_the_command_with_the_signals_code(caught):
+    """A library may catch the exit inside of an import, which leaves a module that fails later in any way."""
+    code = (
+        "import os, sys\n"
+        "from mnist_dist import cli\n"
+        "import mnist_dist.cli.app as tree\n"
+        "def app(**options):\n"
+        f"    if {caught}:\n"
+        "        try:\n"
+        "            os.kill(os.getpid(), 15)\n"
+        "        except SystemExit:\n"
+        "            pass\n"
+        "    raise RecursionError('of a module that was half imported')\n"
+        "tree.app = app\n"
+        "sys.argv = ['mnist-dist', 'config', 'list']\n"
+        "cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == (143 if caught else 1)
+    assert ("RecursionError" in done.stderr) is not caught

@@ -33,6 +33,15 @@ def test_settings_win_and_a_wrong_one_says_where_it_came_from():
         mnist_dist.load("quick", {"train.seeed": 7})
 
 
+def test_names_that_scripts_import_are_there():
+    from mnist_dist import checkpoint
+    from mnist_dist.models import SmallCNN
+    from mnist_dist.optim import lr_at
+
+    assert checkpoint.write.__module__ == "mnist_dist.run.checkpoint"
+    assert (SmallCNN.__name__, lr_at.__module__) == ("SmallCNN", "mnist_dist.training.optimizers")
+
+
 def test_what_the_package_does_not_have_is_an_attribute_error():
     with pytest.raises(AttributeError, match="nothing"):
         _ = mnist_dist.nothing

@@ -124,7 +124,7 @@ def test_one_recorded_step_replayed_has_the_bits_of_the_loop(digits, settings, m
 
 
 class LeftOut(Stepper):
-    """Leaves the update out. Torch has no fused optimizer on the meta device; the others read the learning rate."""
+    """Skips the update: torch has no fused optimizer on the meta device, and the others read the rate on the host."""
 
     def step(self):
         assert self.optimizer.param_groups[0]["lr"].device.type == "meta"
