@@ -215,6 +215,7 @@ def _places(root: Path, walk: Walk) -> dict[str, str]:
         alike = sorted(name for name, folder in folders.items() if folder and name.lower().startswith(missing))
         hint = f" Is {root / alike[0]} meant? Rename it." if alike else ""
         without = ", or CLASS/*.png without splits" if not places else ""
+        without = f" or {root / 'val' / 'CLASS'}/*.png" if missing == "test" else without
         raise DataError(f"{root} has no folder {missing!r}: it needs {root / missing / 'CLASS'}/*.png{without}.{hint}")
     for name, folder in folders.items():
         if name not in (*places.values(), OWN_FOLDER):

@@ -120,9 +120,10 @@ def what_is_lost(listing: Listing, decoding: Decoding) -> str | None:
     if not to_gray and not to_small:
         return None
     keys = ["data.channels=3"] * to_gray + ["a larger data.image_size"] * to_small
+    become = f"{'gray ' * to_gray}{size}x{size}"
     return (
-        f"The images are {'in colour' if colour else 'gray'}, {width}x{height} (median), and become "
-        f"{'gray' if decoding.channels == 1 else 'colour'} {size}x{size}: to keep more, set {' and '.join(keys)}."
+        f"The images are {'in colour' if colour else 'gray'}, {width}x{height} (median), and are converted to "
+        f"{become}: to keep more, set {' and '.join(keys)}."
     )
 
 

@@ -204,7 +204,10 @@ def _facts(plan: Plan, *, more: str) -> list[tuple[str, str]]:
         ("device", f"{plan.device} ({plan.device_reason}); {ranks}, {threads} each" + why),
         ("precision", f"{plan.precision} ({plan.precision_reason})" + ("; TF32 off" if plan.device == "cuda" else "")),
         ("global batch", f"{plan.batch_arithmetic}  (micro-batch x accumulation x processes)"),
-        ("length", f"{plan.total_steps:,} steps, {plan.planned_epochs:g} epochs" + resumed),
+        (
+            "length",
+            f"{plan.total_steps:,} steps, {plan.planned_epochs:g} epoch{'s' * (plan.planned_epochs != 1)}" + resumed,
+        ),
         ("model", f"{plan.model}, {plan.parameters:,} weights"),
         ("optimizer", f"{plan.optimizer}; schedule {plan.schedule}"),
         ("data", f"{plan.data}: {splits}"),

@@ -42,6 +42,8 @@ class Trained:
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    data_sha256: str
+    """Identity of the images that it was trained on, its held-out ones included."""
     model: nn.Module
     """On the runtime's device, in evaluation mode."""
     runtime: Runtime
@@ -155,6 +157,7 @@ def open_trained(run: Path, which: str | None, runtime: Runtime) -> Trained:
         classes=meta.classes,
         mean=pictures.mean,
         std=pictures.std,
+        data_sha256=meta.data_sha256,
         model=runtime.prepare(model, training=False).eval(),
         runtime=runtime,
     )
@@ -185,16 +188,18 @@ def open_data(trained: Trained, root: str | None, announce: Callable[[str], None
         CheckpointError: The other one has other classes; nothing of it is decoded.
     """
     data = trained.config.data
-    if root is not None:
-        if root != EMBEDDED_DIGITS:
-            trained.check_classes(scan(Path(root), follow_links=data.follow_links).classes, root)
-        data = data.model_copy(update={"root": root, "validation_fraction": 0.0})
-    else:
+    opened = partial(open_dataset, seed=trained.config.train.seed, announce=announce)
+    if root is None:
         found = trained.folder.find_data(data.root)
         if found != data.root:
             announce(f"The images are read from {found}, as when the run was started.")
-        data = data.model_copy(update={"root": found})
-    return open_dataset(data, seed=trained.config.train.seed, announce=announce, whole=root is not None)
+        return opened(data.model_copy(update={"root": found}))
+    if root != EMBEDDED_DIGITS:
+        trained.check_classes(scan(Path(root), follow_links=data.follow_links).classes, root)
+    other = opened(data.model_copy(update={"root": root, "validation_fraction": 0.0}), whole=True)
+    if other.sha256 != trained.data_sha256:
+        return other
+    return opened(data.model_copy(update={"root": root}))  # the run's own: what it was trained on is no test
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,6 +34,20 @@ def test_a_run_without_test_images_reports_its_validation_images(folder, command
     evaluated = command("evaluate", run, "--json").json()
     assert evaluated["accuracy"] == pytest.approx(result["metrics"]["validation_accuracy"])
     assert "of 10 validation images are right" in command("show", run, "--count", 2).out
+    again = command("evaluate", run, "--data", folder, "--json").json()
+    assert again["accuracy"] == evaluated["accuracy"]
     refused = command("evaluate", run, "--split", "test")
     assert refused.code == 2
     assert "use --split train or validation" in refused.err
+
+
+def test_a_runs_own_folder_without_splits_is_never_evaluated_on_its_training_images(folder, command, tmp_path):
+    flat = (folder / "train").rename(tmp_path / "flat")
+    assert command("train", "--data", flat, "--run", "run", *SETTINGS).code == 0
+    usual, named = (command("evaluate", "run", *words) for words in ((), ("--data", flat)))
+    assert usual.out == named.out
+    assert "validation accuracy" in named.out
+    (flat / "class-0" / "0.png").unlink()  # other images: all of them are new to the run, as far as anyone knows
+    other = command("evaluate", "run", "--data", flat)
+    assert "test accuracy" in other.out
+    assert "(evaluated 39/39)" in other.out

@@ -135,9 +135,14 @@ def test_a_class_without_test_images_is_trained_and_said(tmp_path, folder_of):
 @pytest.mark.parametrize(
     ("mode", "size", "settings", "line"),
     [
-        ("RGB", (500, 333), {}, "in colour, 500x333 (median), and become gray 8x8: to keep more, set data.channels=3"),
-        ("RGB", (10, 10), {}, "become gray 8x8: to keep more, set data.channels=3."),
-        ("RGB", (500, 333), {"channels": 3}, "become colour 8x8: to keep more, set a larger data.image_size."),
+        (
+            "RGB",
+            (500, 333),
+            {},
+            "in colour, 500x333 (median), and are converted to gray 8x8: to keep more, set data.channels=3 and a",
+        ),
+        ("RGB", (10, 10), {}, "converted to gray 8x8: to keep more, set data.channels=3."),
+        ("RGB", (500, 333), {"channels": 3}, "converted to 8x8: to keep more, set a larger data.image_size."),
         ("L", (10, 10), {}, None),
         ("RGB", (10, 10), {"channels": 3}, None),
     ],
